@@ -1,0 +1,129 @@
+"""`factory costs …`: what the traffic cost, and why."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from factory.cli.console import Json, emit, state, table
+
+if TYPE_CHECKING:
+    from factory.ledger.report import AccountLine, CostsReport
+
+app = typer.Typer(name="costs", no_args_is_help=True, help="What the traffic cost, and why.")
+Moment = Annotated[
+    datetime | None, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="UTC.")
+]
+
+
+@app.command()
+def report(
+    context: typer.Context, since: Moment = None, until: Moment = None, json: Json = False
+) -> None:
+    """Spend by tier, endpoint and team, and the same traffic priced at the top tier.
+
+    Example: factory costs report --since 2026-11-01
+    """
+    this = state(context)
+    with this.ledger() as ledger:
+        found = ledger.costs(_utc(since), _utc(until))
+    if json:
+        emit(found.as_dict())
+    else:
+        _show(found, this.settings.top_model)
+
+
+@app.command()
+def explain(
+    context: typer.Context,
+    request_id: Annotated[
+        str, typer.Argument(metavar="REQUEST_ID", help="From the x-factory-request-id header.")
+    ],
+    json: Json = False,
+) -> None:
+    """Why a request was routed so, and what each part cost.
+
+    Example: factory costs explain req_0123
+    """
+    from factory.ledger.errors import LedgerError
+    from factory.ledger.report import explain as why
+
+    with state(context).ledger() as ledger:
+        found = ledger.request(request_id)
+    if found is None:
+        raise LedgerError(
+            f"the ledger has no request '{request_id}'; "
+            "the id stands in the answer's x-factory-request-id header"
+        )
+    explanation = why(*found)
+    if json:
+        emit(explanation.as_dict())
+    else:
+        typer.echo("\n".join(explanation.lines()))
+
+
+def _show(report: CostsReport, top_model: str) -> None:
+    total = report.total
+    typer.echo(
+        f"{total.requests} requests: {total.answered} answered, {total.refused} refused, "
+        f"{total.errors} failed, {total.cache_hits} from the cache, {total.degraded} degraded"
+    )
+    if not total.requests:
+        return
+    table(
+        ("tier", "answered", "share", "calls", "cost USD"),
+        [
+            (
+                "none" if line.tier is None else line.tier,
+                line.answered,
+                f"{line.share:.1%}",
+                line.calls,
+                _usd(line.cost_nusd),
+            )
+            for line in report.by_tier
+        ],
+        "No tier was used.",
+    )
+    _accounts("endpoint", report.by_endpoint)
+    _accounts("team", report.by_team)
+    if report.latency_p50_ms is not None and report.latency_p95_ms is not None:
+        typer.echo(
+            f"Latency: p50 {report.latency_p50_ms:.0f} ms, p95 {report.latency_p95_ms:.0f} ms"
+        )
+    share = "" if report.saving_share is None else f" ({report.saving_share:.1%})"
+    typer.echo(f"Spent:                       {_usd(total.cost_nusd)} USD")
+    typer.echo(f"Per 1,000 requests:          {_usd(report.cost_per_1k_nusd)} USD")
+    typer.echo(f"The same all at {top_model}:".ljust(29) + f"{_usd(total.top_tier_nusd)} USD")
+    typer.echo(f"Saved:                       {_usd(report.saving_nusd)} USD{share}")
+
+
+def _accounts(what: str, lines: tuple[AccountLine, ...]) -> None:
+    table(
+        (what, "requests", "answered", "tokens in", "tokens out", "cost USD", "per 1,000", "saved"),
+        [
+            (
+                line.name or "unknown",
+                line.requests,
+                line.answered,
+                line.prompt_tokens,
+                line.completion_tokens,
+                _usd(line.cost_nusd),
+                _usd(line.cost_per_1k_nusd),
+                _usd(line.saving_nusd),
+            )
+            for line in lines
+        ],
+        f"No {what} asked for anything.",
+    )
+
+
+def _usd(nusd: int | None) -> str:
+    from factory.ledger.money import usd
+
+    return "" if nusd is None else usd(nusd)
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(tzinfo=UTC)

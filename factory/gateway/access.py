@@ -1,0 +1,89 @@
+"""Who asks, and what may they use: bearer keys checked against the ledger, off the event loop.
+
+key = await keys.check("Bearer sk-factory-...")    # ApiError 401
+permit(settings, key, "helpdesk")                  # ApiError 404 or 403
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+
+from cachetools import TTLCache
+
+from factory.config import Endpoint, Settings
+from factory.gateway.errors import ApiError
+from factory.ledger.keys import ApiKey
+
+FRESH_S = 1.0
+"""Seconds a checked key is believed: the longest time a revoked key still works."""
+
+
+class Keys:
+    """Checked keys, remembered for `FRESH_S` so that the database is not asked each time."""
+
+    def __init__(
+        self, authenticate: Callable[[str], ApiKey | None], monotonic: Callable[[], float]
+    ) -> None:
+        self._authenticate = authenticate
+        self._fresh: TTLCache[bytes, ApiKey] = TTLCache(4096, FRESH_S, timer=monotonic)
+
+    async def check(self, authorization: str | None) -> ApiKey:
+        """The key behind an `Authorization` header. Raises `ApiError` 401.
+
+        Unknown keys are never remembered, so a key works from the moment it is created.
+        """
+        scheme, _, secret = (authorization or "").partition(" ")
+        secret = secret.strip()
+        if scheme.lower() != "bearer" or not secret:
+            raise _unauthorized(
+                "missing_api_key", "send your key as 'Authorization: Bearer sk-factory-...'"
+            )
+        mark = hashlib.sha256(secret.encode()).digest()
+        known = self._fresh.get(mark)
+        if known is not None:
+            return known
+        key = await asyncio.to_thread(self._authenticate, secret)
+        if key is None:
+            raise _unauthorized(
+                "invalid_api_key",
+                "this API key is unknown or revoked; `factory keys create` makes one",
+            )
+        self._fresh[mark] = key
+        return key
+
+
+def _unauthorized(code: str, message: str) -> ApiError:
+    return ApiError(401, code, message, headers={"WWW-Authenticate": "Bearer"})
+
+
+def allows(key: ApiKey, name: str, endpoint: Endpoint) -> bool:
+    """True when the endpoint belongs to the key's team and the key includes it."""
+    return endpoint.team == key.team and ("*" in key.endpoints or name in key.endpoints)
+
+
+def usable(settings: Settings, key: ApiKey) -> list[str]:
+    """Names of the endpoints the key may use."""
+    return [name for name, endpoint in settings.endpoints.items() if allows(key, name, endpoint)]
+
+
+def permit(settings: Settings, key: ApiKey, name: str) -> Endpoint:
+    """The endpoint `name`. Raises `ApiError` 404 for an unknown one, 403 for a closed one."""
+    endpoint = settings.endpoints.get(name)
+    if endpoint is not None and allows(key, name, endpoint):
+        return endpoint
+    choices = ", ".join(usable(settings, key)) or "none"
+    if endpoint is None:
+        raise ApiError(
+            404,
+            "model_not_found",
+            f"there is no endpoint '{name[:64]}'; this key may use: {choices}",
+            param="model",
+        )
+    raise ApiError(
+        403,
+        "endpoint_not_allowed",
+        f"this key does not include the endpoint '{name}'; it may use: {choices}",
+        param="model",
+    )

@@ -1,0 +1,136 @@
+"""OpenAI's routes in front of a `Gateway`, as a FastAPI application.
+
+app = build_app(gateway)
+uvicorn.run(app)    # or serve.ingress(app) on Ray Serve
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from factory.gateway import access, schema
+from factory.gateway.body import read
+from factory.gateway.errors import ApiError, unavailable
+from factory.gateway.pipeline import JSON, Gateway, Reply
+from factory.gateway.stream import EventStream, error_response
+from factory.ledger.errors import LedgerError
+
+_log = logging.getLogger(__name__)
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class _Direct(APIRoute):
+    """A documented route whose handler gets the bare request.
+
+    FastAPI's own resolving of parameters would cost as much as a whole cache hit.
+    """
+
+    def get_route_handler(self) -> Handler:
+        return self.endpoint
+
+
+def build_app(gateway: Gateway) -> FastAPI:
+    """The application. It owns nothing: closing the ledger and the engines is the caller's."""
+    app = FastAPI(
+        title="Budget AI factory",
+        version="1",
+        description="OpenAI-compatible answers from the cheapest tier that is good enough.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    app.router.route_class = _Direct
+    limit = gateway.settings.gateway.max_body_bytes
+
+    @app.post("/v1/chat/completions", **schema.CHAT)
+    async def chat_completions(request: Request) -> Response:
+        """Answer a conversation; `model` names an endpoint."""
+        headers = request.headers
+        reply = await gateway.chat(
+            headers.get("authorization"),
+            partial(_body, request, limit),
+            headers.get("cache-control", ""),
+        )
+        if isinstance(reply, Reply):
+            return Response(reply.body, headers=dict(reply.headers), media_type=reply.media_type)
+        return EventStream(reply)
+
+    @app.get("/v1/models", **schema.MODELS)
+    async def models(request: Request) -> Response:
+        """The endpoints this key may use, and who answers on each tier."""
+        key = await gateway.key(request.headers.get("authorization"))
+        names = access.usable(gateway.settings, key)
+        return _json({"object": "list", "data": [_model(gateway, name) for name in names]})
+
+    @app.get("/v1/requests/{request_id}", **schema.REQUESTS)
+    async def explain(request: Request) -> Response:
+        """Why a request of this team was routed as it was, and what each part cost."""
+        request_id = request.path_params["request_id"]
+        return _json(await gateway.explain(request.headers.get("authorization"), request_id))
+
+    @app.get("/healthz", **schema.HEALTH)
+    async def healthz(request: Request) -> Response:
+        """The process is alive."""
+        return _json({"status": "ok"})
+
+    @app.get("/readyz", **schema.READY)
+    async def readyz(request: Request) -> Response:
+        """The ledger answers, and for each endpoint at least one model."""
+        state = await gateway.ready()
+        status = "ready" if state.ready else "not ready"
+        return _json({"status": status, "problems": state.problems}, 200 if state.ready else 503)
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return error_response(error)
+
+    @app.exception_handler(LedgerError)
+    async def ledger_error(request: Request, error: Exception) -> Response:
+        _log.error("the ledger does not answer: %s", error)
+        return error_response(unavailable("the ledger does not answer; try again soon"))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        message = f"{request.method} {request.url.path}: {error.detail}; see /openapi.json"
+        return error_response(ApiError(error.status_code, code, message, headers=error.headers))
+
+    return app
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    try:
+        return await read(request.stream(), request.headers.get("content-length"), limit)
+    except ClientDisconnect:
+        raise ApiError(400, "incomplete_body", "the request body broke off") from None
+
+
+def _model(gateway: Gateway, name: str) -> dict[str, Any]:
+    tiers = [
+        {
+            "tier": served.tier,
+            "model": served.label,
+            "version": served.version,
+            "max_model_len": served.max_model_len,
+            "off": served.off or None,
+        }
+        for _, served in sorted(gateway.serving.get(name, {}).items())
+    ]
+    team = gateway.settings.endpoints[name].team
+    return {"id": name, "object": "model", "created": 0, "owned_by": team, "served_by": tiers}
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(to_json(value), status, media_type=JSON)

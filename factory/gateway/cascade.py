@@ -1,0 +1,283 @@
+"""The climb: ask a tier, judge its answer, and follow `factory.routing.ladder` to the next step.
+
+    cascade = Cascade(planned, journey, threshold=0.5, patience=Patience(), jitter=random.random)
+    final = await cascade.run(wants_stream=False)      # Final; ApiError 400 or 503
+    final = await cascade.run(wants_stream=True)       # Final, or Live from the last possible tier
+
+Every attempt leaves its own charge, also the ones whose answer is not sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from factory.gateway.answers import Answer, Gathering, whole
+from factory.gateway.engine import Body, Chunk, EngineError
+from factory.gateway.errors import ApiError, unavailable
+from factory.gateway.journey import Journey
+from factory.gateway.plan import Plan
+from factory.gateway.served import Served
+from factory.routing.confidence import Verdict, judge
+from factory.routing.ladder import Step, Tried, next_step
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long the gateway waits for engines, in seconds."""
+
+    attempt_s: float = 120.0
+    """For a whole answer."""
+    first_token_s: float = 60.0
+    """For the first chunk of a stream."""
+    idle_s: float = 30.0
+    """Between two chunks."""
+    retry_s: float = 0.1
+    """Before asking a tier again: this long plus up to as much again."""
+    longest_retry_s: float = 1.0
+    """An engine that asks for a longer wait is not asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """An answer that may be sent."""
+
+    served: Served
+    answer: Answer
+    cacheable: bool
+
+
+@dataclass(slots=True)
+class Live:
+    """A stream that has begun, from a tier that no other will follow."""
+
+    served: Served
+    stream: AsyncGenerator[Chunk, None]
+    first: Chunk
+    gathering: Gathering
+    prompt_tokens: int
+    opened: float
+
+
+class Cascade:
+    """One request's attempts."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        journey: Journey,
+        threshold: float,
+        patience: Patience,
+        jitter: Callable[[], float],
+    ) -> None:
+        self.plan = plan
+        self.journey = journey
+        self.threshold = threshold
+        self.patience = patience
+        self._jitter = jitter
+        self._tried: list[Tried] = []
+        self._answers: dict[int, Answer] = {}
+        self._error: EngineError | None = None
+
+    async def run(self, wants_stream: bool) -> Final | Live:
+        """Climb until an answer may be sent, or, for a stream, until the last tier has begun.
+
+        Raises `ApiError`: 400 when the engine finds the request at fault, 503 when nothing answers.
+        """
+        journey = self.journey
+        journey.reasons += self.plan.route.reasons
+        journey.degraded |= self.plan.route.degraded
+        while True:
+            step = self._next()
+            if step.tier is None:
+                raise self._refusal()
+            served = self.plan.served[step.tier]
+            if step.action == "answer":
+                return self._final(served, step)
+            if step.retry:
+                await asyncio.sleep(self._pause())
+            if not wants_stream:
+                await self._attempt(served, collect=False)
+            elif self._may_climb(served.tier):
+                await self._attempt(served, collect=True)
+            elif live := await self._open(served):
+                return live
+
+    def _next(self) -> Step:
+        step = next_step(self.plan.ladder, self.plan.start, self._tried)
+        if self._tried:
+            self.journey.reasons += step.reasons
+        self.journey.degraded |= step.degraded
+        return step
+
+    def _final(self, served: Served, step: Step) -> Final:
+        assert step.tier is not None
+        answer = self._answers[step.tier]
+        failures = any(one.failure for one in self._tried)
+        return Final(served, answer, cacheable=not (step.degraded and failures))
+
+    def _may_climb(self, tier: int) -> bool:
+        asked = {one.tier for one in self._tried}
+        return any(other not in asked for other in self.plan.ladder.above(tier))
+
+    def _pause(self) -> float:
+        wait = self._error.retry_after_s if self._error else None
+        return self.patience.retry_s * (1 + self._jitter()) if wait is None else wait
+
+    def body(self, served: Served) -> Body:
+        """What `served` is asked, with log-probabilities where its answer will be judged."""
+        body = self.plan.bodies[served.tier]
+        if self.plan.ladder.judged(served.tier):
+            return {**body, "logprobs": True}
+        return body
+
+    def verdict(self, tier: int, answer: Answer) -> Verdict:
+        """The judgement of an answer; one that nothing stands above is accepted as it is."""
+        if not self.plan.ladder.judged(tier):
+            return Verdict(True, None, (f"tier {tier} is the endpoint's highest",))
+        return judge(answer.token_logprobs, self.threshold)
+
+    async def _attempt(self, served: Served, collect: bool) -> None:
+        """Ask for a whole answer. `collect` streams it, so that leaving stops the generation."""
+        prompt_tokens = self.plan.prompt_tokens[served.tier]
+        gathering = Gathering()
+        begun = self.journey.clock.monotonic()
+        reason = "the client left"
+        unfinished = True
+        answer: Answer | None = None
+        try:
+            async with asyncio.timeout(self.patience.attempt_s):
+                if collect:
+                    await self._collect(served, gathering)
+                    answer = gathering.answer(prompt_tokens)
+                else:
+                    completion = await served.engine.chat(self.body(served))
+                    answer = whole(completion, prompt_tokens)
+            reason = self._judge(served, answer)
+            unfinished = False
+        except Exception as error:
+            unfinished = isinstance(error, TimeoutError)
+            reason = self._failed(served, error)
+        finally:
+            self.charge(served, answer, gathering, prompt_tokens, begun, reason, unfinished)
+
+    def charge(
+        self,
+        served: Served,
+        answer: Answer | None,
+        gathering: Gathering,
+        prompt_tokens: int,
+        begun: float,
+        reason: str,
+        unfinished: bool,
+    ) -> None:
+        """Charge one attempt that began at `begun`.
+
+        Without an answer, what has arrived is charged. An engine that was left `unfinished` has
+        read the prompt even if nothing arrived; one that failed at once has done nothing.
+        """
+        latency = self.journey.clock.monotonic() - begun
+        self.journey.engine_s += latency
+        arrived = bool(gathering.parts) or gathering.usage is not None
+        spent = answer
+        if spent is None and (arrived or unfinished):
+            spent = gathering.answer(prompt_tokens)
+        if spent is None:
+            self.journey.charge(served, 0, 0, latency * 1000, reason)
+            return
+        if spent.estimated:
+            reason += "; token counts estimated"
+        self.journey.charge(
+            served, spent.prompt_tokens, spent.completion_tokens, latency * 1000, reason
+        )
+
+    async def _collect(self, served: Served, gathering: Gathering) -> None:
+        async with aclosing(served.engine.stream(self.body(served))) as stream:
+            async for chunk in stream:
+                gathering.add(chunk)
+        if gathering.finish_reason is None:
+            raise ended_early()
+
+    def _judge(self, served: Served, answer: Answer) -> str:
+        verdict = self.verdict(served.tier, answer)
+        self._answers[served.tier] = answer
+        self._tried.append(Tried(served.tier, verdict))
+        if verdict.confidence is not None:
+            self.journey.confidence = verdict.confidence
+        return verdict.reasons[0]
+
+    def _failed(self, served: Served, error: Exception) -> str:
+        problem = as_engine_error(error)
+        self._error = problem
+        wait = problem.retry_after_s
+        soon = wait is None or wait <= self.patience.longest_retry_s
+        self._tried.append(
+            Tried(
+                served.tier,
+                failure=problem.message,
+                retryable=problem.retryable and soon,
+                rejected=problem.rejected,
+            )
+        )
+        return f"failed: {problem.message}"
+
+    async def _open(self, served: Served) -> Live | None:
+        """Begin a stream and wait for its first chunk; None, with a charge, when it fails."""
+        begun = self.journey.clock.monotonic()
+        stream = served.engine.stream(self.body(served))
+        prompt_tokens = self.plan.prompt_tokens[served.tier]
+        gathering = Gathering()
+        reason = "the client left"
+        unfinished = True
+        try:
+            async with asyncio.timeout(self.patience.first_token_s):
+                first = await anext(stream, None)
+            if first is None:
+                raise ended_early()
+            gathering.add(first)
+            reason = ""
+            return Live(served, stream, first, gathering, prompt_tokens, begun)
+        except Exception as error:
+            unfinished = isinstance(error, TimeoutError)
+            reason = self._failed(served, error)
+            return None
+        finally:
+            if reason:
+                await stream.aclose()
+                self.charge(served, None, gathering, prompt_tokens, begun, reason, unfinished)
+
+    def finish(self, live: Live, answer: Answer) -> bool:
+        """Judge and charge a live answer after its last token; False when it must not be kept."""
+        served = live.served
+        reason = self._judge(served, answer)
+        self.charge(served, answer, live.gathering, live.prompt_tokens, live.opened, reason, False)
+        failures = any(one.failure for one in self._tried)
+        step = self._next()
+        return not (step.degraded and failures)
+
+    def _refusal(self) -> ApiError:
+        error = self._error
+        if error is not None and error.rejected:
+            return ApiError(400, "rejected_by_model", error.message)
+        what = error.message if error else "no model may answer"
+        return unavailable(f"no model could answer: {what}", (error and error.retry_after_s) or 1.0)
+
+
+def ended_early() -> EngineError:
+    """The error for a stream that stops without saying why."""
+    return EngineError(502, "the stream ended early", retryable=True)
+
+
+def as_engine_error(error: Exception) -> EngineError:
+    """Any failure of an engine in one form; the details of an unexpected one go to the log."""
+    if isinstance(error, EngineError):
+        return error
+    if isinstance(error, TimeoutError):
+        return EngineError(504, "no answer in time", retryable=False)
+    _log.error("an engine failed unexpectedly", exc_info=error)
+    return EngineError(502, f"the engine failed ({type(error).__name__})", retryable=False)

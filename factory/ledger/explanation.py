@@ -1,0 +1,84 @@
+"""One request explained: why it was answered as it was, and what each part cost.
+
+    request, charges = ledger.request("req-1")
+    print(explain(request, charges))
+
+Nothing is computed here: prices and reasons are those recorded when the request was answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from factory.ledger.money import usd
+from factory.ledger.records import ChargeRecord, RequestRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why one request was answered as it was, and what each part cost."""
+
+    request: RequestRecord
+    charges: tuple[ChargeRecord, ...]
+
+    def lines(self) -> list[str]:
+        """The explanation as sentences for people."""
+        asked, parts = self.request, len(self.charges)
+        who = f"tier {asked.tier}, {asked.model or 'the cache'}" if asked.tier is not None else ""
+        version = f" version {asked.model_version}" if asked.model_version else ""
+        outcome = {
+            "ok": f"answered by {who}{version}" if who else "answered",
+            "refused": f"refused with HTTP {asked.http_status}",
+            "error": f"failed with HTTP {asked.http_status}",
+        }[asked.status]
+        lines = [
+            f"{asked.request_id}: endpoint {asked.endpoint or 'unknown'}, team "
+            f"{asked.team or 'unknown'}, {asked.created_at.isoformat(timespec='seconds')}, "
+            f"{outcome}{' (degraded)' if asked.degraded else ''}.",
+            *(f"because {reason}" for reason in asked.reasons),
+        ]
+        if asked.error:
+            lines.append(f"error: {asked.error}")
+        for charge in self.charges:
+            tier = "" if charge.tier is None else f" on tier {charge.tier}"
+            model = f" ({charge.model})" if charge.model else ""
+            lines.append(
+                f"part {charge.seq + 1} of {parts}: {charge.kind}{tier}{model}, "
+                f"{charge.prompt_tokens} + {charge.completion_tokens} tokens, "
+                f"{charge.latency_ms:.1f} ms, {usd(charge.cost_nusd)} USD"
+                + (f": {charge.reason}" if charge.reason else "")
+            )
+        lines.append(
+            f"cost {usd(asked.cost_nusd)} USD; at the top tier {usd(asked.top_tier_nusd)} USD; "
+            f"{asked.latency_ms:.1f} ms, {asked.overhead_ms:.1f} ms of it overhead."
+        )
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: integers in `*_nusd`, exact decimal text in `*_usd`."""
+        asked = asdict(self.request)
+        asked |= {
+            "created_at": self.request.created_at.isoformat(),
+            "reasons": list(self.request.reasons),
+            "cost_usd": usd(self.request.cost_nusd),
+            "top_tier_usd": usd(self.request.top_tier_nusd),
+            "charges": [_part(charge) for charge in self.charges],
+        }
+        return asked
+
+
+def explain(request: RequestRecord, charges: Iterable[ChargeRecord]) -> Explanation:
+    """Why `request` was answered as it was, and what each of its charges was for."""
+    return Explanation(request, tuple(sorted(charges, key=lambda charge: charge.seq)))
+
+
+def _part(charge: ChargeRecord) -> dict[str, Any]:
+    part = asdict(charge)
+    for name in ("request_id", "created_at", "team", "endpoint"):
+        del part[name]
+    return part | {"cost_usd": usd(charge.cost_nusd)}

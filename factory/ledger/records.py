@@ -1,0 +1,207 @@
+"""What the ledger holds, as frozen values: requests, charges, promotions.
+
+    request = RequestRecord(request_id="r1", created_at=now, team="support", endpoint="helpdesk",
+                            status="ok", http_status=200, tier=1, model="smollm2-135m",
+                            cost_nusd=1200, top_tier_nusd=90_000, reasons=("short prompt",))
+    charge = ChargeRecord(charge_id="c1", request_id="r1", seq=0, created_at=now, team="support",
+                          endpoint="helpdesk", tier=1, model="smollm2-135m", kind="generation",
+                          cost_nusd=1200)
+
+Money is an integer of nano-dollars (`*_nusd`), time is UTC, durations are milliseconds. A value
+is checked and put in its stored form when it is made, so that what is read back is equal to what
+was written. Text is made storable in every database instead of being refused: NUL and lone
+surrogates are escaped, names are cut at 200 characters and prose at 4,000. Thus nothing a client
+sends can make its request unaccountable.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from factory.ledger.errors import LedgerError
+
+Status = Literal["ok", "refused", "error"]
+CacheUse = Literal["hit", "miss", "off"]
+ChargeKind = Literal["cache", "generation", "refusal"]
+Action = Literal["promote", "rollback", "refuse"]
+
+NAME_LENGTH = 200
+PROSE_LENGTH = 4_000
+_PROSE = {"error", "reason", "reasons"}
+_IDS = {"request_id", "charge_id", "key_id"}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "status": ("ok", "refused", "error"),
+    "cache": ("hit", "miss", "off"),
+    "kind": ("cache", "generation", "refusal"),
+    "action": ("promote", "rollback", "refuse"),
+}
+_WHOLE = {"http_status", "tier", "seq", "prompt_tokens", "completion_tokens", "version", "previous"}
+_MILLISECONDS = {"latency_ms", "overhead_ms"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """One request and what became of it. Raises `LedgerError` for values that make no sense."""
+
+    request_id: str
+    created_at: datetime
+    team: str
+    endpoint: str
+    status: Status
+    http_status: int
+    key_id: str | None = None
+    tier: int | None = None
+    """The tier that answered; 0 for rules and caches, None when none did."""
+    model: str | None = None
+    model_version: str | None = None
+    cache: CacheUse = "off"
+    degraded: bool = False
+    """True when a lower tier than wanted answered because a higher one could not."""
+    confidence: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_nusd: int = 0
+    """The sum of the request's charges."""
+    top_tier_nusd: int = 0
+    """List price of the same tokens at the top tier, at the time of the request."""
+    latency_ms: float = 0.0
+    overhead_ms: float = 0.0
+    """The part of the latency that was not spent waiting for a model."""
+    reasons: Sequence[str] = ()
+    """Why it was routed so, in order; stored as a tuple."""
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        _normalise(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChargeRecord:
+    """One part of a request's cost. Raises `LedgerError` for values that make no sense."""
+
+    charge_id: str
+    request_id: str
+    seq: int
+    """Position among the request's charges, from 0."""
+    created_at: datetime
+    team: str
+    endpoint: str
+    kind: ChargeKind
+    tier: int | None = None
+    model: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_nusd: int = 0
+    latency_ms: float = 0.0
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        _normalise(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promotion:
+    """One decision about which version of a model is champion. Raises `LedgerError`."""
+
+    created_at: datetime
+    name: str
+    action: Action
+    version: int | None
+    """The version that became champion, or was refused; None when nothing is champion any more."""
+    previous: int | None = None
+    """The champion before the decision."""
+    actor: str = ""
+    reasons: Sequence[str] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    id: int | None = None
+    """Position in the log; None until it is appended."""
+
+    def __post_init__(self) -> None:
+        _normalise(self)
+
+
+def check_entry(request: RequestRecord, charges: Sequence[ChargeRecord]) -> None:
+    """Raise `LedgerError` unless `charges` are the charges of `request` and add up to its cost."""
+    who = f"request '{request.request_id}'"
+    if strangers := [c.charge_id for c in charges if c.request_id != request.request_id]:
+        raise LedgerError(f"charge '{strangers[0]}' does not belong to {who}; set its request_id")
+    if sorted(charge.seq for charge in charges) != list(range(len(charges))):
+        raise LedgerError(f"the charges of {who} must be numbered 0, 1, 2 … in seq")
+    if any((c.team, c.endpoint) != (request.team, request.endpoint) for c in charges):
+        raise LedgerError(f"the charges of {who} must name its own team and endpoint")
+    total = sum(charge.cost_nusd for charge in charges)
+    if total != request.cost_nusd:
+        raise LedgerError(
+            f"the charges of {who} add up to {total} nano-dollars but its cost_nusd is "
+            f"{request.cost_nusd}; make them equal"
+        )
+
+
+def _normalise(record: RequestRecord | ChargeRecord | Promotion) -> None:
+    for item in fields(record):
+        value = getattr(record, item.name)
+        stored = _stored(item.name, value)
+        if stored is not value:
+            object.__setattr__(record, item.name, stored)
+
+
+def _stored(name: str, value: Any) -> Any:
+    if name == "created_at":
+        if not isinstance(value, datetime) or value.tzinfo is None:
+            raise LedgerError(f"created_at must be a datetime with a time zone, not {value!r}")
+        return value.astimezone(UTC)
+    if name in _CHOICES:
+        if value not in _CHOICES[name]:
+            raise LedgerError(f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
+    elif name in _IDS:
+        if value is not None and (not value or _text(value, NAME_LENGTH) != value):
+            raise LedgerError(
+                f"{name} must be 1 to {NAME_LENGTH} storable characters, not {value[:50]!r}"
+            )
+    elif name == "metrics":
+        return _plain(value)
+    elif name == "reasons":
+        return tuple(_text(reason, PROSE_LENGTH) for reason in value)
+    elif name.endswith("_nusd") or name in _WHOLE:
+        return _whole(name, value)
+    elif name in _MILLISECONDS or name == "confidence":
+        return _finite(name, value)
+    elif isinstance(value, str):
+        return _text(value, PROSE_LENGTH if name in _PROSE else NAME_LENGTH)
+    return value
+
+
+def _whole(name: str, value: Any) -> int | None:
+    if value is None and name in {"tier", "version", "previous"}:
+        return None
+    largest = 2**63 if name.endswith("_nusd") else 2**31
+    if type(value) is not int or not 0 <= value < largest:
+        raise LedgerError(f"{name} must be an integer from 0 to {largest - 1}, not {value!r}")
+    return value
+
+
+def _finite(name: str, value: Any) -> float | None:
+    if value is None and name == "confidence":
+        return None
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise LedgerError(f"{name} must be a finite number, not {value!r}")
+    return value if isinstance(value, float) else float(value)
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise LedgerError(f"metrics must be plain JSON without NaN: {error}") from error
+
+
+def _text(value: Any, length: int) -> str:
+    text = str(value)
+    if "\0" in text or not text.isascii():
+        text = text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
+    return text if len(text) <= length else text[: length - 1] + "…"

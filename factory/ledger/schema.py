@@ -1,0 +1,176 @@
+"""The ledger's tables. Requests, charges and promotions are append-only: triggers made by the
+migrations refuse to change or delete a row, in SQLite and in PostgreSQL.
+
+A change here needs a new file in `migrations/versions` and a new `HEAD`; a test compares both.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+HEAD = "0001"
+"""The migration that this code is written for."""
+
+VERSION_TABLE = "factory_ledger_version"
+"""Alembic's table; a name of its own, since MLflow may live in the same database."""
+
+APPEND_ONLY = ("requests", "charges", "promotions")
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC timestamp, also in SQLite, which knows no time zones."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """The stored form; a naive time is refused by `ValueError`."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """The aware form."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """Where all tables are registered."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        }
+    )
+    type_annotation_map = {
+        str: Text(),
+        float: Double(),
+        datetime: UtcDateTime(),
+        list[str]: JSON(),
+        dict[str, Any]: JSON(),
+    }
+
+
+class RequestRow(Base):
+    """One request; see `records.RequestRecord`."""
+
+    __tablename__ = "requests"
+    __table_args__ = (Index(None, "created_at"),)
+
+    request_id: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime]
+    team: Mapped[str]
+    endpoint: Mapped[str]
+    key_id: Mapped[str | None]
+    status: Mapped[str]
+    http_status: Mapped[int]
+    tier: Mapped[int | None]
+    model: Mapped[str | None]
+    model_version: Mapped[str | None]
+    cache: Mapped[str]
+    degraded: Mapped[bool]
+    confidence: Mapped[float | None]
+    prompt_tokens: Mapped[int]
+    completion_tokens: Mapped[int]
+    cost_nusd: Mapped[int] = mapped_column(BigInteger)
+    top_tier_nusd: Mapped[int] = mapped_column(BigInteger)
+    latency_ms: Mapped[float]
+    overhead_ms: Mapped[float]
+    reasons: Mapped[list[str]]
+    error: Mapped[str | None]
+
+
+class ChargeRow(Base):
+    """One part of a request's cost; see `records.ChargeRecord`."""
+
+    __tablename__ = "charges"
+    __table_args__ = (UniqueConstraint("request_id", "seq"),)
+
+    charge_id: Mapped[str] = mapped_column(primary_key=True)
+    request_id: Mapped[str] = mapped_column(ForeignKey("requests.request_id"))
+    seq: Mapped[int]
+    created_at: Mapped[datetime]
+    team: Mapped[str]
+    endpoint: Mapped[str]
+    tier: Mapped[int | None]
+    model: Mapped[str | None]
+    kind: Mapped[str]
+    prompt_tokens: Mapped[int]
+    completion_tokens: Mapped[int]
+    cost_nusd: Mapped[int] = mapped_column(BigInteger)
+    latency_ms: Mapped[float]
+    reason: Mapped[str]
+
+
+class ApiKeyRow(Base):
+    """A team's key; only the hash of its secret is kept."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (UniqueConstraint("hash"),)
+
+    key_id: Mapped[str] = mapped_column(primary_key=True)
+    hash: Mapped[str]
+    prefix: Mapped[str]
+    team: Mapped[str]
+    endpoints: Mapped[list[str]]
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+class PromotionRow(Base):
+    """One decision about a champion; see `records.Promotion`."""
+
+    __tablename__ = "promotions"
+    __table_args__ = (Index(None, "name", "id"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    created_at: Mapped[datetime]
+    name: Mapped[str]
+    action: Mapped[str]
+    version: Mapped[int | None]
+    previous: Mapped[int | None]
+    actor: Mapped[str]
+    reasons: Mapped[list[str]]
+    metrics: Mapped[dict[str, Any]]
+
+
+REQUESTS = Base.metadata.tables["requests"]
+CHARGES = Base.metadata.tables["charges"]
+API_KEYS = Base.metadata.tables["api_keys"]
+PROMOTIONS = Base.metadata.tables["promotions"]
+
+
+def within(since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:
+    """The condition that a request was created from `since` up to, not including, `until`."""
+    conditions = []
+    if since is not None:
+        conditions.append(REQUESTS.c.created_at >= since)
+    if until is not None:
+        conditions.append(REQUESTS.c.created_at < until)
+    return conditions

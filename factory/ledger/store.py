@@ -1,0 +1,176 @@
+"""The ledger: requests and their charges, recorded once, never changed.
+
+    ledger = open_ledger(settings.database_url)
+    ledger.record(request, charges)
+    request, charges = ledger.request("req-1")
+    print(ledger.costs(since, until).as_dict())
+    ledger.close()
+
+Every method is safe from several threads. Writers in other processes may use the same database.
+Errors are `LedgerError`, or its child `LedgerUnavailable` when the database does not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import datetime
+from operator import attrgetter
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Select, select
+from sqlalchemy.exc import IntegrityError
+
+from factory.ledger import costs, database
+from factory.ledger.errors import LedgerError
+from factory.ledger.records import ChargeRecord, RequestRecord, check_entry
+from factory.ledger.report import CostsReport
+from factory.ledger.schema import CHARGES, REQUESTS, within
+
+Entry = tuple[RequestRecord, Sequence[ChargeRecord]]
+"""A request with its charges: what is recorded together or not at all."""
+
+_CHUNK = 500
+
+
+def open_ledger(url: str) -> Ledger:
+    """Open the ledger at a SQLAlchemy URL, and create or migrate its tables when needed.
+
+    Safe when several processes open the same fresh database at once. Raises `LedgerError`.
+    """
+    engine = database.connect(url)
+    try:
+        database.migrate(engine)
+    except BaseException:
+        engine.dispose()
+        raise
+    return Ledger(engine)
+
+
+class Ledger:
+    """An open ledger; made by `open_ledger`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._writing = database.writing(engine)
+        self._reading = database.reading(engine)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+    def ping(self) -> None:
+        """Ask the database for a sign of life. Raises `LedgerUnavailable`."""
+        with self.read() as connection:
+            connection.execute(select(1))
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that sees one moment of the database."""
+        with database.translated(self._engine), self._reading.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that is committed at the end, or rolled back by any exception."""
+        with database.translated(self._engine), self._writing.begin() as connection:
+            yield connection
+
+    def record(self, request: RequestRecord, charges: Sequence[ChargeRecord]) -> None:
+        """Record a request with its charges; durable on return.
+
+        Recording the same content again does nothing. Raises `LedgerError` when the request_id
+        is taken by other content, or when the charges do not fit the request.
+        """
+        self.record_many([(request, charges)])
+
+    def record_many(self, entries: Sequence[Entry]) -> None:
+        """Record several requests in one transaction: all of them, or none and a `LedgerError`."""
+        for request, charges in entries:
+            check_entry(request, charges)
+        with database.translated(self._engine):
+            try:
+                self._record(entries)
+            except IntegrityError:
+                # Another process may have recorded the same between our look and our insert.
+                self._record(entries)
+
+    def request(self, request_id: str) -> tuple[RequestRecord, list[ChargeRecord]] | None:
+        """A request and its charges in order, or None when it is not recorded."""
+        with self.read() as connection:
+            return _load(connection, [request_id]).get(request_id)
+
+    def requests(
+        self, since: datetime | None = None, until: datetime | None = None
+    ) -> Iterator[RequestRecord]:
+        """Requests created from `since` up to, not including, `until`, oldest first."""
+        query = select(REQUESTS).where(*within(since, until))
+        query = query.order_by(REQUESTS.c.created_at, REQUESTS.c.request_id)
+        for row in self._stream(query):
+            yield RequestRecord(**row)
+
+    def charges(
+        self, since: datetime | None = None, until: datetime | None = None
+    ) -> Iterator[ChargeRecord]:
+        """The charges of the requests that `requests(since, until)` gives, in the same order."""
+        query = select(CHARGES).join(REQUESTS).where(*within(since, until))
+        query = query.order_by(REQUESTS.c.created_at, REQUESTS.c.request_id, CHARGES.c.seq)
+        for row in self._stream(query):
+            yield ChargeRecord(**row)
+
+    def costs(self, since: datetime | None = None, until: datetime | None = None) -> CostsReport:
+        """The cost report of a time range, added up inside the database.
+
+        The same figures as `report.costs_report(ledger.requests(…), ledger.charges(…))`.
+        """
+        with self.read() as connection:
+            return costs.costs(connection, since, until)
+
+    def _stream(self, query: Select[Any]) -> Iterator[dict[str, Any]]:
+        with self.read() as connection:
+            for row in connection.execution_options(yield_per=_CHUNK).execute(query):
+                yield row._asdict()
+
+    def _record(self, entries: Sequence[Entry]) -> None:
+        # In one order everywhere, so that two writers never wait for each other in a ring.
+        ordered = sorted(entries, key=lambda entry: entry[0].request_id)
+        with self._writing.begin() as connection:
+            seen = _load(connection, [request.request_id for request, _ in ordered])
+            fresh: list[Entry] = []
+            for request, charges in ordered:
+                content = (request, sorted(charges, key=attrgetter("seq")))
+                if request.request_id not in seen:
+                    seen[request.request_id] = content
+                    fresh.append(content)
+                elif seen[request.request_id] != content:
+                    raise LedgerError(
+                        f"request '{request.request_id}' is already recorded with other content; "
+                        "the ledger never changes a row, so use a new request_id"
+                    )
+            if fresh:
+                connection.execute(REQUESTS.insert(), [_row(request) for request, _ in fresh])
+            if rows := [_row(charge) for _, charges in fresh for charge in charges]:
+                connection.execute(CHARGES.insert(), rows)
+
+
+def _load(
+    connection: Connection, request_ids: Sequence[str]
+) -> dict[str, tuple[RequestRecord, list[ChargeRecord]]]:
+    found: dict[str, tuple[RequestRecord, list[ChargeRecord]]] = {}
+    for start in range(0, len(request_ids), _CHUNK):
+        ids = request_ids[start : start + _CHUNK]
+        query = select(REQUESTS).where(REQUESTS.c.request_id.in_(ids))
+        for row in connection.execute(query):
+            found[row.request_id] = (RequestRecord(**row._asdict()), [])
+    if found:
+        for start in range(0, len(request_ids), _CHUNK):
+            ids = request_ids[start : start + _CHUNK]
+            of = select(CHARGES).where(CHARGES.c.request_id.in_(ids)).order_by(CHARGES.c.seq)
+            for row in connection.execute(of):
+                found[row.request_id][1].append(ChargeRecord(**row._asdict()))
+    return found
+
+
+def _row(record: RequestRecord | ChargeRecord) -> dict[str, Any]:
+    return {item.name: getattr(record, item.name) for item in fields(record)}

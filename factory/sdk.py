@@ -1,0 +1,307 @@
+"""The factory from Python: what the command line does, as methods.
+
+    from factory import Factory
+
+    factory = Factory()                       # or Factory("factory.yaml")
+    factory.up()
+    factory.client("helpdesk").chat.completions.create(model="helpdesk", messages=[...])
+    factory.costs().saving_nusd
+    factory.down()
+
+Thin over the rooms of the library; every error is one of theirs and says what to do.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from factory import config as configuration
+from factory.catalog import pull as weights
+from factory.catalog.errors import CatalogError
+from factory.catalog.objects import Object, ObjectStore
+from factory.config import Settings
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from openai import OpenAI
+
+    from factory.cluster.jobs import Job, Jobs
+    from factory.cluster.local import Cluster
+    from factory.cluster.serving import Serving, Status
+    from factory.evaluation.compare import Comparison
+    from factory.evaluation.harness import Judged
+    from factory.evaluation.results import Results
+    from factory.ledger.keys import ApiKey
+    from factory.ledger.records import Promotion
+    from factory.ledger.report import CostsReport, Explanation
+    from factory.ledger.store import Ledger
+    from factory.registry.gate import GateDecision
+    from factory.registry.versions import Registry, Version
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Factory:
+    """One home, one configuration. Use it as a context manager, or `close` it at the end."""
+
+    def __init__(
+        self,
+        config: Path | str | Settings | None = None,
+        *,
+        progress: Callable[[str], None] = _say,
+    ) -> None:
+        """`config` is a file, ready settings, or None for what `factory.config.load` finds.
+
+        Processes that the factory starts read the file; settings made in Python do not reach
+        them, except for `home`. Raises `ConfigError`.
+        """
+        if isinstance(config, Settings):
+            self.settings, self._file = config, None
+        else:
+            self._file = configuration.find(None if config is None else Path(config))
+            self.settings = configuration.load(self._file)
+        self._progress = progress
+        self._clients: dict[str, OpenAI] = {}
+
+    def __repr__(self) -> str:
+        source = "the packaged default" if self._file is None else str(self._file)
+        return f"Factory({source!r}, home={str(self.settings.home)!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the ledger and the HTTP clients. What was served goes on."""
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+        if "ledger" in self.__dict__:
+            self.ledger.close()
+            del self.__dict__["ledger"]
+
+    @property
+    def objects(self) -> ObjectStore:
+        """Models, data sets, adapters, suites and results."""
+        return ObjectStore(self.settings.objects)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Requests, charges, keys and promotions."""
+        from factory.ledger.store import open_ledger
+
+        return open_ledger(self.settings.database_url)
+
+    @property
+    def registry(self) -> Registry:
+        """Versions of adapters and who is champion."""
+        from factory.registry.versions import Registry
+
+        return Registry(self.settings, self.ledger)
+
+    def pull(self, model: str, *, refresh: bool = False) -> Object:
+        """Bring a model's weights into the object store. Raises `CatalogError`."""
+        return weights.pull(self.settings, model, self.objects, self._progress, refresh=refresh)
+
+    def up(self, *, cpus: int | None = None) -> Serving:
+        """Pull what is missing, start the cluster, serve the gateway. Raises `ClusterError`."""
+        from factory.cluster import serving
+
+        return serving.up(self.settings, config=self._file, cpus=cpus, progress=self._progress)
+
+    def start(self, *, cpus: int | None = None) -> Cluster:
+        """Start the cluster alone, for jobs; `deploy` serves on it. Raises `ClusterError`."""
+        from factory.cluster import local
+
+        return local.start(self.settings, config=self._file, cpus=cpus, progress=self._progress)
+
+    def deploy(self) -> Serving:
+        """Serve on the running cluster, or roll over to the champion of now.
+
+        Raises `ClusterError`; what was served stays.
+        """
+        from factory.cluster import serving
+
+        return serving.deploy(self.settings, config=self._file, progress=self._progress)
+
+    def down(self) -> bool:
+        """Stop gateway and cluster; False when nothing ran."""
+        from factory.cluster import serving
+
+        return serving.down(self.settings)
+
+    def status(self) -> Status:
+        """What runs under this home."""
+        from factory.cluster import serving
+
+        return serving.status(self.settings)
+
+    @property
+    def jobs(self) -> Jobs:
+        """Jobs of the running cluster. Raises `ClusterError` when none runs."""
+        from factory.cluster.jobs import Jobs
+        from factory.cluster.local import require
+
+        return Jobs(self.settings, require(self.settings), self._file)
+
+    def submit(self, pipeline: str, *, working_dir: Path | str = ".", **args: Any) -> str:
+        """Run `pipelines.PIPELINE` as a job and return its id.
+
+        Keywords become options: `max_steps=5` is `--max-steps 5`, True is the bare option, a
+        list repeats it, None and False leave it out.
+        """
+        module = pipeline if "." in pipeline else f"pipelines.{pipeline}"
+        return self.jobs.submit(module, options(args), working_dir=Path(working_dir))
+
+    def wait(self, job: str, *, output: Callable[[str], object] | None = None) -> Job:
+        """Wait until a job has succeeded. Raises `JobError` when it did not."""
+        return self.jobs.wait(job, output=output)
+
+    def evaluate(
+        self,
+        suite: str | Path,
+        model: str,
+        *,
+        adapter: str | Path | None = None,
+        cases: int | None = None,
+        seed: int = 0,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> Judged:
+        """Judge a model, or an adapter on it, by a suite, in this process.
+
+        `suite` and `adapter` are names in the object store or paths; `cases` takes a seeded
+        sample. Results that are saved already are found again.
+        """
+        from factory.evaluation.harness import judge
+        from factory.evaluation.suite import read
+        from factory.evaluation.transformers_answerer import TransformersAnswerer
+
+        questions = read(self._folder("suites", suite))
+        if cases is not None:
+            questions = questions.sample(cases, seed)
+        entry = self.settings.models.get(model)
+        answerer = TransformersAnswerer(
+            self.pull(model).path,
+            None if adapter is None else self._folder("adapters", adapter),
+            max_model_len=entry.max_model_len if entry else None,
+        )
+        price = entry.price if entry else None
+        return judge(questions, answerer, self.objects, price=price, progress=progress)
+
+    def results(self, name: str) -> Results:
+        """Saved results by their name in the object store. Raises `CatalogError`."""
+        from factory.evaluation.results import KIND, load
+
+        found = self.objects.find(KIND, name)
+        if found is None:
+            known = ", ".join(sorted({item.name for item in self.objects.list(KIND)})) or "none"
+            raise CatalogError(f"there are no results '{name}'; there are {known}")
+        return load(found)
+
+    def compare(self, base: str | Results, candidate: str | Results) -> Comparison:
+        """Candidate against base on the same cases, with a 95 % interval."""
+        from factory.evaluation.compare import compare
+
+        pair = [self.results(item) if isinstance(item, str) else item for item in (base, candidate)]
+        return compare(*pair)
+
+    def champion(self, name: str) -> Version | None:
+        """The version of a registered model that is served."""
+        return self.registry.champion(name)
+
+    def promote(self, name: str, version: int) -> GateDecision:
+        """Ask the gate; the version becomes champion only if it passes. `deploy` serves it."""
+        return self.registry.promote(name, version)
+
+    def rollback(self, name: str) -> int:
+        """Make the previous champion champion again; returns its version. `deploy` serves it."""
+        return self.registry.rollback(name)
+
+    def promotions(self, name: str) -> list[Promotion]:
+        """Every promotion decision about a registered model, oldest first."""
+        from factory.ledger.promotions import history
+
+        return history(self.ledger, name)
+
+    def costs(self, since: datetime | None = None, until: datetime | None = None) -> CostsReport:
+        """What the traffic cost, and what it would have cost at the top tier."""
+        return self.ledger.costs(since, until)
+
+    def explain(self, request_id: str) -> Explanation:
+        """Why a request was answered as it was. Raises `LedgerError` when it is unknown."""
+        from factory.ledger.errors import LedgerError
+        from factory.ledger.report import explain
+
+        found = self.ledger.request(request_id)
+        if found is None:
+            raise LedgerError(
+                f"the ledger has no request '{request_id}'; "
+                "the id stands in the answer's x-factory-request-id header"
+            )
+        return explain(*found)
+
+    def create_key(self, team: str, endpoints: Sequence[str] = ("*",)) -> tuple[str, ApiKey]:
+        """A new API key for a team: the secret, shown only now, and its record."""
+        from factory.ledger.keys import create_key
+
+        return create_key(self.ledger, self.settings, team, endpoints)
+
+    def client(self, endpoint: str, api_key: str | None = None) -> OpenAI:
+        """An OpenAI client of the running gateway; pass `model=endpoint` in its calls.
+
+        Without `api_key`, a key for this endpoint is made once and kept in memory.
+        Raises `ConfigError` for an unknown endpoint, `ClusterError` when nothing is served.
+        """
+        from openai import OpenAI
+
+        from factory.cluster import serving
+
+        if endpoint not in self.settings.endpoints:
+            known = ", ".join(sorted(self.settings.endpoints))
+            raise configuration.ConfigError(f"there is no endpoint '{endpoint}'; there are {known}")
+        root = serving.serving(self.settings).url.rstrip("/").removesuffix("/v1")
+        if api_key is not None:
+            return OpenAI(base_url=f"{root}/v1", api_key=api_key)
+        if endpoint not in self._clients:
+            secret, _ = self.create_key(self.settings.endpoints[endpoint].team, [endpoint])
+            self._clients[endpoint] = OpenAI(base_url=f"{root}/v1", api_key=secret)
+        return self._clients[endpoint]
+
+    def _folder(self, kind: str, given: str | Path) -> Path:
+        if Path(given).exists():
+            return Path(given)
+        found = self.objects.find(kind, str(given)) if "/" not in str(given) else None
+        if found is None:
+            known = ", ".join(sorted({item.name for item in self.objects.list(kind)})) or "none"
+            raise CatalogError(
+                f"'{given}' is neither a path nor among the stored {kind}; there are {known}"
+            )
+        return found.path
+
+
+def options(values: dict[str, Any]) -> list[str]:
+    """Keyword arguments as command-line options."""
+    found: list[str] = []
+    for name, value in values.items():
+        option = f"--{name.replace('_', '-')}"
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if item is True:
+                found.append(option)
+            elif item is not None and item is not False:
+                found += [option, str(item)]
+    return found

@@ -1,0 +1,151 @@
+"""Conversations as tokens, with a target for every token the assistant says.
+
+    sample = encode(tokenizer, example)
+    batch = collate([sample, other], pad_id=2)
+
+The tokenizer's own chat template renders a conversation. What lies between the prompt (with its
+generation prompt) and the end of the assistant's turn is learned, the end marker included, and
+is tokenized apart from the prompt, as it is when a server generates it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import torch
+
+from factory.training.dataset import Example
+from factory.training.errors import TrainingError
+
+IGNORED = -100
+"""The target of a token that is not learned, as PyTorch's cross-entropy has it."""
+
+MIN_SHARED = 16
+"""A common beginning shorter than this is not worth a pass of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Token ids of one conversation, and the same with `IGNORED` where nothing is learned."""
+
+    id: str
+    ids: tuple[int, ...]
+    targets: tuple[int, ...]
+
+    @property
+    def learned(self) -> int:
+        """Number of tokens that are learned."""
+        return sum(target != IGNORED for target in self.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples side by side: a shared beginning once, the rest padded on the right."""
+
+    prefix: torch.Tensor
+    """Token ids all samples begin with, `[1, shared]`; `shared` may be 0."""
+    ids: torch.Tensor
+    """What follows, `[samples, longest]`."""
+    targets: torch.Tensor
+    """Targets of `ids`, `IGNORED` for prompts and padding."""
+    tokens: int
+    """Tokens of all samples, padding not counted."""
+
+
+def encode(tokenizer: Any, example: Example) -> Sample:
+    """The sample of one example.
+
+    Raises `TrainingError` when the tokenizer has no chat template or the template rewrites
+    earlier turns, so that the assistant's words cannot be told apart.
+    """
+    if not tokenizer.chat_template:
+        raise TrainingError(
+            "the model's tokenizer has no chat template; use an instruct model or add one"
+        )
+    chat = example.chat
+    full = _render(tokenizer, chat)
+    ids: list[int] = []
+    targets: list[int] = []
+    position = 0
+    for index, turn in enumerate(chat):
+        if turn["role"] != "assistant":
+            continue
+        prompt = _render(tokenizer, chat[:index], add_generation_prompt=True)
+        spoken = _render(tokenizer, chat[: index + 1])
+        if not (full.startswith(spoken) and spoken.startswith(prompt)):
+            raise TrainingError(
+                f"example '{example.id}': the chat template does not render a conversation turn "
+                "by turn, so the assistant's words cannot be told from the prompt; "
+                "use single-turn examples or another template"
+            )
+        end = len(spoken.rstrip("\n"))
+        before = _tokens(tokenizer, full[position : len(prompt)])
+        answer = _tokens(tokenizer, full[len(prompt) : end])
+        ids += before + answer
+        targets += [IGNORED] * len(before) + answer
+        position = end
+    return Sample(example.id, tuple(ids), tuple(targets))
+
+
+def encode_all(
+    tokenizer: Any, examples: Sequence[Example], max_length: int, drop_long: bool
+) -> list[Sample]:
+    """The samples of a split, those longer than `max_length` tokens left out or refused.
+
+    Raises `TrainingError` naming the first example that is too long, or when none is left.
+    """
+    samples = [encode(tokenizer, example) for example in examples]
+    long = [sample for sample in samples if len(sample.ids) > max_length]
+    if long and not drop_long:
+        raise TrainingError(
+            f"example '{long[0].id}' has {len(long[0].ids)} tokens and {len(long)} of "
+            f"{len(samples)} examples are longer than max_length {max_length}; raise max_length, "
+            "or set drop_long to leave them out"
+        )
+    kept = [sample for sample in samples if len(sample.ids) <= max_length]
+    if not kept:
+        raise TrainingError(
+            f"all {len(samples)} examples are longer than max_length {max_length}; raise it"
+        )
+    return kept
+
+
+def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
+    """One batch of at least one sample."""
+    shared = _shared(samples)
+    width = max(len(sample.ids) for sample in samples) - shared
+    ids = torch.full((len(samples), width), pad_id)
+    targets = torch.full((len(samples), width), IGNORED)
+    for row, sample in enumerate(samples):
+        length = len(sample.ids) - shared
+        ids[row, :length] = torch.tensor(sample.ids[shared:])
+        targets[row, :length] = torch.tensor(sample.targets[shared:])
+    prefix = torch.tensor([samples[0].ids[:shared]], dtype=torch.long)
+    return Batch(prefix, ids, targets, sum(len(sample.ids) for sample in samples))
+
+
+def _shared(samples: Sequence[Sample]) -> int:
+    """Length of the common beginning, with at least one unlearned token left to each sample."""
+    if len(samples) < 2:
+        return 0
+    columns = zip(*(sample.ids for sample in samples), strict=False)
+    same = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    first = min(
+        next(at for at, target in enumerate(sample.targets) if target != IGNORED)
+        for sample in samples
+    )
+    shared = min(same, first - 1)
+    return shared if shared >= MIN_SHARED else 0
+
+
+def _render(tokenizer: Any, chat: Sequence[dict[str, str]], **options: Any) -> str:
+    text: str = tokenizer.apply_chat_template(list(chat), tokenize=False, **options)
+    return text
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

@@ -1,0 +1,144 @@
+"""The arguments of a tuning run, under the names Hugging Face and PEFT use.
+
+    config = load(Path("finetune.yaml"), {"max_steps": 20})
+
+Unknown keys are errors. `max_train_seconds` is a budget of training time: the schedule then
+anneals over the share of the budget that is spent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from factory.training.errors import TrainingError
+
+_ENDING = {
+    "num_train_epochs",
+    "max_steps",
+    "max_train_seconds",
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "eval_samples",
+    "cpus_per_worker",
+    "adapter_name",
+}
+"""Fields that may change when a run is resumed."""
+
+
+class TrainConfig(BaseModel):
+    """One LoRA run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    model: str = "smollm2-135m"
+    """A catalog entry that is pulled, or a folder with weights."""
+    dataset: str = "helpdesk"
+    """A data set of the object store, or a folder with train.jsonl and validation.jsonl."""
+    adapter_name: str | None = None
+    """Name of the adapter in the object store; none takes the data set's name."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    label_smoothing_factor: float = Field(default=0.0, ge=0, lt=1)
+    """Label smoothing of the cross-entropy."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: int = Field(default=10, ge=0)
+    """Optimizer steps over which the learning rate rises."""
+    per_device_train_batch_size: int = Field(default=8, ge=1)
+    """Examples a worker sees at once."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Batches an optimizer step adds up."""
+    num_train_epochs: float = Field(default=3.0, gt=0)
+    """Passes over the data; ignored when `max_steps` or `max_train_seconds` is given."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps."""
+    max_train_seconds: float | None = Field(default=None, gt=0)
+    """Budget of training time in seconds, loading not counted."""
+    lora_r: int = Field(default=16, ge=1)
+    """Rank of the adapter."""
+    lora_alpha: float = Field(default=32, gt=0)
+    """Scale of the adapter is `lora_alpha / lora_r`."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout in front of the adapter."""
+    target_modules: str | list[str] = "all-linear"
+    """Module names to adapt, or `all-linear`."""
+    layers_to_transform: list[int] | None = None
+    """Layers to adapt; needs a list of `target_modules`. None adapts all."""
+    max_length: int = Field(default=256, ge=8)
+    """Longest example, in tokens."""
+    drop_long: bool = False
+    """Leave longer examples out; otherwise the first one is an error."""
+    bf16: bool = True
+    """Hold the frozen base in bfloat16, else in float32. The adapter is float32."""
+    seed: int = Field(default=7, ge=0)
+    """Decides initial weights, order of the data, and dropout."""
+    save_steps: int = Field(default=50, ge=1)
+    """Optimizer steps between two checkpoints."""
+    save_total_limit: int = Field(default=2, ge=2)
+    """Checkpoints kept; at least two, so that a damaged one is no loss."""
+    logging_steps: int = Field(default=5, ge=1)
+    """Optimizer steps between two points of the loss curve."""
+    eval_samples: int = Field(default=64, ge=0)
+    """Validation examples scored at the end; 0 skips it."""
+    num_workers: int = Field(default=1, ge=1)
+    """Ray Train workers."""
+    cpus_per_worker: int | None = Field(default=None, ge=1)
+    """CPU cores of one worker; none shares out what the cluster has free."""
+
+    @model_validator(mode="after")
+    def _layers_need_names(self) -> TrainConfig:
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise ValueError("layers_to_transform needs target_modules as a list of names")
+        return self
+
+    @property
+    def global_batch(self) -> int:
+        """Examples in one optimizer step, over all workers."""
+        return (
+            self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_workers
+        )
+
+    def fingerprint(self) -> str:
+        """Hex sha256 over the fields that must not change when a run is resumed."""
+        fixed = self.model_dump(mode="json", exclude=_ENDING)
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
+def load(path: Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    """Arguments from a YAML file, with `overrides` on top.
+
+    Raises `TrainingError` naming the file and the key.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainingError(f"cannot read the job config '{path}': {error}") from error
+    if not isinstance(raw, dict | None):
+        raise TrainingError(f"{path} must be a mapping of arguments such as learning_rate")
+    return check({**(raw or {}), **(overrides or {})}, str(path))
+
+
+def check(values: Mapping[str, Any], name: str) -> TrainConfig:
+    """Arguments from plain values; `name` is used in messages. Raises `TrainingError`."""
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        item = error.errors()[0]
+        where = ".".join(str(part) for part in item["loc"]) or "the arguments"
+        if item["type"] == "extra_forbidden":
+            known = ", ".join(sorted(TrainConfig.model_fields))
+            raise TrainingError(f"{name}: {where}: unknown key; known are {known}") from error
+        what = item["msg"].removeprefix("Value error, ")
+        raise TrainingError(f"{name}: {where}: {what}") from error

@@ -1,0 +1,292 @@
+"""The training loop: LoRA on one worker or many, resumable at any checkpoint.
+
+    summary = fit(config, model, data, run, fingerprint, Peers())
+
+Every worker knows the whole data set and the whole order, so each can tell how many tokens the
+global step learns, and the gradient is the exact mean over all of them, however they are spread
+over workers and accumulation. Sums over workers decide everything that depends on time or on the
+loss, so that all workers always take the same turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from factory.training import adapter, checkpoint
+from factory.training.batches import Sampler
+from factory.training.chat import Batch, Sample, collate
+from factory.training.checkpoint import Counters, State
+from factory.training.config import TrainConfig
+from factory.training.errors import TrainingError
+from factory.training.objective import Objective
+from factory.training.run import RunFolder
+from factory.training.schedule import Schedule
+
+_MEMORY = 0.9
+"""Weight of the past in the running mean of the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """The workers of a run, seen from one of them. The default is a worker alone."""
+
+    rank: int = 0
+    size: int = 1
+    sum: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+    gather: Callable[[torch.Tensor], list[torch.Tensor]] = lambda tensor: [tensor]
+    distribute: Callable[[nn.Module], nn.Module] = lambda module: module
+    saved: Callable[[Counters], None] = lambda _: None
+    """Told after each checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """Encoded splits."""
+
+    train: Sequence[Sample]
+    validation: Sequence[Sample]
+    pad_id: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What a run came to."""
+
+    steps: int
+    resumed_from: int
+    train_loss: float
+    """Running mean of the loss per learned token."""
+    tokens: int
+    seconds: float
+    tokens_per_s: float
+    """Tokens of the examples per second; a shared beginning counts once an example."""
+    epochs: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+    """Share of sampled examples whose learned tokens are all the likeliest ones."""
+    stopped: str
+    """Why training ended."""
+    damaged: tuple[str, ...] = ()
+    """Checkpoints that were passed over on resuming, and what is wrong with them."""
+
+
+def fit(
+    config: TrainConfig,
+    model: Any,
+    data: Data,
+    run: RunFolder,
+    fingerprint: str,
+    peers: Peers,
+    clock: Callable[[], float] = time.monotonic,
+) -> Summary:
+    """Train the adapter of `model` from the run's newest good checkpoint, or from the start.
+
+    The model ends with the trained adapter; the run folder holds checkpoints and the curve.
+    Raises `TrainingError` for a loss that is no number, a run started with other arguments, and
+    a run that would not take a single step.
+    """
+    if not data.train:
+        raise TrainingError("the train split is empty; there is nothing to learn")
+    loop = _Loop(config, model, data, run, fingerprint, peers, clock)
+    return loop.go()
+
+
+class _Loop:
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: Any,
+        data: Data,
+        run: RunFolder,
+        fingerprint: str,
+        peers: Peers,
+        clock: Callable[[], float],
+    ) -> None:
+        self.config, self.data, self.run, self.peers, self.clock = config, data, run, peers, clock
+        self.fingerprint = fingerprint
+        self.trained = adapter.trainable(model)
+        self.objective = peers.distribute(Objective(model, config.label_smoothing_factor))
+        self.device = next(iter(self.trained.values())).device
+        self.optimizer = torch.optim.AdamW(
+            self.trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.schedule = Schedule.plan(config, len(data.train))
+        self.sampler = Sampler(
+            lengths=tuple(len(sample.ids) for sample in data.train),
+            batch_size=config.per_device_train_batch_size,
+            accumulation=config.gradient_accumulation_steps,
+            workers=peers.size,
+            seed=config.seed,
+        )
+        torch.manual_seed(config.seed + peers.rank)
+
+    def go(self) -> Summary:
+        now, damaged = self._resume()
+        first = now
+        start = self.clock() - now.elapsed
+        self.objective.train()
+        saved = now.step
+        while (stopped := self.schedule.done(now.step, now.elapsed)) is None:
+            now = self._step(now, start)
+            if now.step % self.config.save_steps == 0:
+                self._save(now)
+                saved = now.step
+        if now.step == 0:
+            raise TrainingError("no optimizer step was taken; give more steps or more time")
+        if saved != now.step:
+            self._save(now)
+        loss, accuracy = self._validate()
+        return Summary(
+            steps=now.step,
+            resumed_from=first.step,
+            train_loss=now.recent_loss,
+            tokens=now.tokens,
+            seconds=now.elapsed,
+            tokens_per_s=now.tokens / now.elapsed if now.elapsed else 0.0,
+            epochs=self.sampler.epoch(now.step),
+            validation_loss=loss,
+            validation_accuracy=accuracy,
+            stopped=stopped,
+            damaged=damaged,
+        )
+
+    def _resume(self) -> tuple[Counters, tuple[str, ...]]:
+        folder = self.run.checkpoints
+        state, damaged = checkpoint.newest(folder, self.peers.size)
+        now = state.counters if state else Counters()
+        if state is not None:
+            if state.fingerprint != self.fingerprint:
+                raise TrainingError(
+                    f"run '{self.run.root.name}' was started with other arguments, other data or "
+                    "another model; give the same ones to resume it, or another --run-name"
+                )
+            checkpoint.restore(state, self.optimizer, self.trained, self.peers.rank)
+        if self.peers.rank == 0:
+            self.run.rewind(now.step)
+            checkpoint.discard_after(folder, now.step)
+        return now, damaged
+
+    def _step(self, now: Counters, start: float) -> Counters:
+        rate = self.config.learning_rate * self.schedule.factor(now.step, now.elapsed)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        micro = self.sampler.step(now.step)
+        learned = sum(
+            self.data.train[index].learned for row in micro for part in row for index in part
+        )
+        loss_sum, tokens = 0.0, 0
+        for position, row in enumerate(micro):
+            batch = self._batch([self.data.train[index] for index in row[self.peers.rank]])
+            last = position == len(micro) - 1
+            with self._without_sync(last):
+                loss, _ = self.objective(batch.prefix, batch.ids, batch.targets)
+                (loss * self.peers.size / learned).backward()
+            loss_sum += loss.item()
+            tokens += batch.tokens
+        norm = nn.utils.clip_grad_norm_(self.trained.values(), self.config.max_grad_norm).item()
+        clock = self.clock() - start if self.peers.rank == 0 else 0.0
+        sums = torch.tensor([loss_sum, norm, float(tokens), clock], dtype=torch.float64)
+        loss_sum, norm, tokens_sum, elapsed = self.peers.sum(sums).tolist()
+        mean = loss_sum / learned
+        if not (math.isfinite(mean) and math.isfinite(norm)):
+            raise TrainingError(
+                f"the loss is {mean} and the gradient {norm} at step {now.step + 1}; "
+                "lower learning_rate, or look for broken examples"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        recent = mean if now.step == 0 else _MEMORY * now.recent_loss + (1 - _MEMORY) * mean
+        after = Counters(
+            step=now.step + 1,
+            elapsed=elapsed,
+            tokens=now.tokens + int(tokens_sum),
+            recent_loss=recent,
+        )
+        self._record(after, mean, rate, norm / self.peers.size)
+        return after
+
+    def _record(self, now: Counters, loss: float, rate: float, norm: float) -> None:
+        ends = self.schedule.done(now.step, now.elapsed) is not None
+        if self.peers.rank or not (
+            now.step == 1 or ends or now.step % self.config.logging_steps == 0
+        ):
+            return
+        self.run.append(
+            {
+                "step": now.step,
+                "loss": loss,
+                "recent_loss": now.recent_loss,
+                "learning_rate": rate,
+                "grad_norm": norm,
+                "epoch": self.sampler.epoch(now.step),
+                "tokens": now.tokens,
+                "tokens_per_s": now.tokens / now.elapsed if now.elapsed else 0.0,
+                "elapsed": now.elapsed,
+                "progress": self.schedule.progress(now.step, now.elapsed),
+                "remaining_s": self.schedule.remaining_seconds(now.step, now.elapsed),
+            }
+        )
+
+    def _save(self, now: Counters) -> None:
+        states = self.peers.gather(torch.get_rng_state())
+        if self.peers.rank == 0:
+            state = State(
+                counters=now,
+                fingerprint=self.fingerprint,
+                adapter={name: item.data for name, item in self.trained.items()},
+                optimizer=checkpoint.moments(self.optimizer, self.trained),
+                rng={str(rank): item for rank, item in enumerate(states)},
+            )
+            checkpoint.save(self.run.checkpoints, state, self.config.save_total_limit)
+        self.peers.saved(now)
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[float | None, float | None]:
+        wanted = min(self.config.eval_samples, len(self.data.validation))
+        if self.peers.rank or not wanted:
+            return None, None
+        module = getattr(self.objective, "module", self.objective).eval()
+        chosen = random.Random(self.config.seed).sample(list(self.data.validation), wanted)
+        chosen.sort(key=lambda sample: len(sample.ids))
+        total, right = 0.0, 0
+        size = self.config.per_device_train_batch_size
+        for at in range(0, wanted, size):
+            batch = self._batch(chosen[at : at + size])
+            loss, hits = module(batch.prefix, batch.ids, batch.targets)
+            total += loss.item()
+            right += int(hits.sum())
+        return total / sum(sample.learned for sample in chosen), right / wanted
+
+    def _batch(self, samples: Sequence[Sample]) -> Batch:
+        batch = collate(samples, self.data.pad_id)
+        return replace(
+            batch,
+            prefix=batch.prefix.to(self.device),
+            ids=batch.ids.to(self.device),
+            targets=batch.targets.to(self.device),
+        )
+
+    def _without_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        if last or not isinstance(self.objective, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.objective.no_sync()
+
+
+def export(model: Any, run: RunFolder, *, base_name: str, revision: str) -> None:
+    """Write the trained adapter into the run's folder, whole or not at all."""
+    draft = run.root / ".adapter"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    adapter.save(model, draft, base_name=base_name, revision=revision)
+    shutil.rmtree(run.adapter, ignore_errors=True)
+    draft.rename(run.adapter)

@@ -1,0 +1,304 @@
+"""Judge an adapter against its base and the champion, register it, and promote it if asked.
+
+    python -m pipelines.evaluate --name helpdesk                        # the newest stored adapter
+    python -m pipelines.evaluate --name helpdesk --adapter 3f0a… --promote
+    ray job submit --working-dir . -- python -m pipelines.evaluate --name helpdesk --limit 240
+
+What was judged before on the same suite is found again, not computed. A table goes to standard
+error, one JSON object to standard output as the last line. Exit code 0 when all is done, 3 when
+the gate refuses, 1 with one sentence on standard error when something is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress as Bars
+
+from factory import config
+from factory.catalog import pull
+from factory.catalog.code import UNKNOWN, code_state
+from factory.catalog.errors import CatalogError
+from factory.catalog.objects import Object, ObjectStore
+from factory.config import ConfigError, Settings
+from factory.evaluation.compare import compare
+from factory.evaluation.harness import Judged, judge
+from factory.evaluation.results import EvaluationError
+from factory.evaluation.suite import Suite, SuiteError, read
+from factory.evaluation.transformers_answerer import TransformersAnswerer
+from factory.ledger.errors import LedgerError
+from factory.ledger.store import open_ledger
+from factory.registry.errors import RegistryError
+from factory.registry.lineage import Lineage, library_versions
+from factory.registry.versions import Registry
+from pipelines.verdict import Verdict
+
+REFUSED = 3
+
+Advance = Callable[[int], None]
+Progress = Callable[[str, int], Advance]
+"""Told who is judged next and on how many cases; returns what is told of each case done."""
+
+
+def evaluate(
+    settings: Settings,
+    registry: Registry,
+    name: str,
+    *,
+    adapter: str | None = None,
+    suite: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    promote: bool = False,
+    force: bool = False,
+    progress: Progress = lambda who, cases: lambda done: None,
+    env: Mapping[str, str] = os.environ,
+) -> Verdict:
+    """Judge base, champion and candidate on one suite, register the candidate, ask the gate.
+
+    Raises `EvaluationError`, `SuiteError`, `CatalogError` or `RegistryError`.
+    """
+    store = ObjectStore(settings.objects)
+    questions = find_suite(store, name, suite)
+    if limit is not None:
+        questions = questions.sample(limit, seed)
+    tuned = find_adapter(store, name, adapter)
+    model, base = find_base(settings, store, name, tuned)
+    lineage = lineage_of(tuned, model, base, questions, env)
+
+    def judged(who: str, weights: Object, catalog: str, wearing: Path | None) -> Judged:
+        entry = settings.models.get(catalog)
+        answerer = TransformersAnswerer(
+            weights.path,
+            wearing,
+            batch_size=batch_size,
+            threads=len(os.sched_getaffinity(0)),
+            max_model_len=entry.max_model_len if entry else None,
+        )
+        advance = progress(who, len(questions.cases))
+        found = judge(
+            questions,
+            answerer,
+            store,
+            price=entry.price if entry else None,
+            progress=advance,
+            force=force,
+        )
+        if found.reused:
+            advance(len(questions.cases))
+        return found
+
+    bare = judged("base", base, model, None)
+    candidate = judged("candidate", base, model, tuned.path)
+    run_id = tuned.meta.get("run_id")
+    version = registry.register(name, tuned, run_id, lineage, candidate.item, bare.item)
+    best: Judged | None = None
+    champion = registry.champion(name)
+    if champion is not None and champion.version != version:
+        origin = champion.lineage
+        weights = store.get(pull.KIND, origin.base_model, origin.base_hash)
+        best = judged("champion", weights, origin.base_model, champion.path)
+        below = bare
+        if weights.hash != base.hash:
+            below = judged("champion's base", weights, origin.base_model, None)
+        registry.add_evaluation(name, champion.version, best.item, below.item)
+    return Verdict(
+        name=name,
+        version=version,
+        base=bare,
+        candidate=candidate,
+        champion=best,
+        champion_version=champion.version if champion else None,
+        against_base=compare(bare.results, candidate.results),
+        against_champion=compare(best.results, candidate.results) if best else None,
+        decision=registry.promote(name, version) if promote else None,
+    )
+
+
+def find_suite(store: ObjectStore, name: str, path: Path | None) -> Suite:
+    """The suite at `path`, or the newest stored one of that name. Raises `SuiteError`."""
+    if path is not None:
+        return read(path)
+    stored = store.find("suites", name)
+    if stored is None:
+        raise SuiteError(
+            f"there is no suite '{name}' in the object store; make one first "
+            "(`python -m pipelines.helpdesk` makes the pilot's) or pass --suite FILE"
+        )
+    return read(stored.path)
+
+
+def find_adapter(store: ObjectStore, name: str, wanted: str | None) -> Object:
+    """A stored adapter by hash, by folder, or the newest of that name; a new folder is stored.
+
+    Raises `EvaluationError`.
+    """
+    stored = [item for item in store.list("adapters") if item.name == name]
+    if wanted is None:
+        if not stored:
+            raise EvaluationError(
+                f"there is no adapter '{name}' in the object store; tune one with "
+                "`python -m pipelines.finetune` or pass --adapter FOLDER"
+            )
+        return max(stored, key=lambda item: (item.created, item.hash))
+    folder = Path(wanted)
+    if not folder.is_dir():
+        found = [item for item in stored if len(wanted) >= 8 and item.hash.startswith(wanted)]
+        if len(found) != 1:
+            raise EvaluationError(
+                f"'{wanted}' is neither a folder nor the hash (8 digits or more) of one adapter "
+                f"'{name}'"
+            )
+        return found[0]
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / file).is_file():
+            raise EvaluationError(f"'{folder}' has no {file}; name a complete PEFT adapter folder")
+    files = {
+        path.relative_to(folder).as_posix(): _sha256(path)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "manifest.json"
+    }
+    for item in stored:
+        if dict(item.files) == files:
+            return item
+
+    def fill(target: Path) -> None:
+        for relative in files:
+            (target / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / relative, target / relative)
+
+    return store.put("adapters", name, fill)
+
+
+def find_base(
+    settings: Settings, store: ObjectStore, name: str, adapter: Object
+) -> tuple[str, Object]:
+    """Catalog name and weights of the model an adapter was tuned on.
+
+    Raises `EvaluationError` when it is not pulled, or has changed since.
+    """
+    trained_on = (adapter.meta.get("config") or {}).get("model")
+    wearers = [key for key, model in settings.models.items() if name in model.adapters]
+    known = [trained_on] if trained_on in settings.models else wearers
+    if not known:
+        raise EvaluationError(
+            f"no model lists an adapter '{name}'; add it under models.MODEL.adapters"
+        )
+    model = str(known[0])
+    base = pull.find(settings, model, store)
+    if base is None:
+        raise EvaluationError(f"model '{model}' is not pulled; run `factory models pull {model}`")
+    tuned_on = adapter.meta.get("base_revision")
+    if tuned_on is not None and tuned_on not in (base.hash, base.meta.get("revision")):
+        raise EvaluationError(
+            f"adapter {adapter.hash[:12]} was tuned on {model} {tuned_on[:12]}, but the pulled "
+            f"weights are {base.hash[:12]}; tune again, or pull the model it was tuned on"
+        )
+    return model, base
+
+
+def lineage_of(
+    adapter: Object, model: str, base: Object, suite: Suite, env: Mapping[str, str]
+) -> Lineage:
+    """Lineage of an adapter from what its tuning recorded and what is installed here."""
+    meta = adapter.meta
+    training = dict(meta.get("config") or {})
+    seeds = {"train": training["seed"]} if isinstance(training.get("seed"), int) else {}
+    return Lineage(
+        base_model=model,
+        base_hash=base.hash,
+        base_revision=str(meta.get("base_revision") or base.meta.get("revision") or UNKNOWN),
+        data_hash=str(meta.get("data_hash") or UNKNOWN),
+        suite_hash=suite.hash,
+        config=training,
+        seeds=seeds,
+        code=code_state(env),
+        versions=library_versions() | dict(meta.get("libraries") or {}),
+    )
+
+
+@contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """A bar a model on a terminal; in a log, a line each tenth."""
+    console = Console(file=sys.stderr)
+    with Bars(console=console, disable=not console.is_terminal) as bars:
+
+        def start(who: str, cases: int) -> Advance:
+            task = bars.add_task(f"judging {who}", total=cases)
+            done = 0
+
+            def advance(count: int) -> None:
+                nonlocal done
+                before, done = done, done + count
+                bars.advance(task, count)
+                if not console.is_terminal and before * 10 // cases < done * 10 // cases:
+                    print(f"judging {who}: {done}/{cases}", file=sys.stderr, flush=True)
+
+            return advance
+
+        yield start
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    result = argparse.ArgumentParser(
+        prog="python -m pipelines.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--name", default="helpdesk", help="registered model, adapter and gate")
+    result.add_argument("--adapter", help="folder or hash; default: the newest stored one")
+    result.add_argument("--suite", type=Path, help="suite file or folder; default: the stored one")
+    result.add_argument("--limit", type=int, help="judge on a seeded sample of so many cases")
+    result.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    result.add_argument("--batch-size", type=int, default=16, help="prompts answered together")
+    result.add_argument("--promote", action="store_true", help="ask the gate; exit 3 if it refuses")
+    result.add_argument("--force", action="store_true", help="judge again what was judged before")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    options = vars(parser().parse_args(argv))
+    try:
+        settings = config.load()
+        with (
+            closing(open_ledger(settings.database_url)) as ledger,
+            shown_progress() as progress,
+        ):
+            verdict = evaluate(settings, Registry(settings, ledger), progress=progress, **options)
+    except (
+        CatalogError,
+        ConfigError,
+        EvaluationError,
+        LedgerError,
+        RegistryError,
+        SuiteError,
+    ) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    console = Console(file=sys.stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    verdict.show(console)
+    print(json.dumps(verdict.as_dict()), flush=True)
+    return REFUSED if verdict.decision is not None and not verdict.decision.passed else 0
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

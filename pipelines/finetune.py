@@ -1,0 +1,328 @@
+"""Tune an open model with LoRA on Ray Train.
+
+    python -m pipelines.finetune                                     # the default job config
+    python -m pipelines.finetune --config job.yaml --max-steps 50    # flags win over the file
+    ray job submit --working-dir . -- python -m pipelines.finetune --run-name pilot-1
+
+Inside a Ray job it uses the job's cluster; alone it starts a local Ray and stops it. The same
+command with the same `--run-name` goes on from the newest good checkpoint. The last line on
+standard output is one JSON object; on failure there is one sentence on standard error, the exit
+code is not 0, and no adapter is stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from factory import config as factory_config
+from factory.catalog import pull
+from factory.catalog.errors import CatalogError
+from factory.catalog.objects import Object, ObjectStore
+from factory.config import ConfigError, HubSource, Settings
+from factory.training import dataset
+from factory.training.config import TrainConfig, load
+from factory.training.dataset import DatasetError
+from factory.training.errors import TrainingError
+from factory.training.lora import Summary
+from factory.training.run import RunFolder
+from factory.training.tracking import Tracked
+from factory.training.train import Task, launch
+from factory.training.watch import Bar, Watch
+
+DEFAULT_CONFIG = Path(__file__).with_name("finetune.yaml")
+
+Say = Callable[[str], None]
+"""Tells the person at the command one line."""
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The weights a run starts from."""
+
+    folder: Path
+    name: str
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """The data a run learns from."""
+
+    folder: Path
+    name: str
+    hash: str
+
+
+def find_base(settings: Settings, store: ObjectStore, name: str) -> Base:
+    """The base model: a pulled catalog entry, or a folder. Raises `TrainingError`."""
+    if name in settings.models:
+        found = pull.find(settings, name, store)
+        if found is None:
+            raise TrainingError(
+                f"model '{name}' is not in the object store; run `factory models pull {name}`"
+            )
+        source = settings.models[name].source
+        if isinstance(source, HubSource):
+            return Base(found.path, source.hub, str(found.meta.get("revision", source.revision)))
+        return Base(found.path, name, found.hash)
+    folder = Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        known = ", ".join(sorted(settings.models))
+        raise TrainingError(
+            f"model '{name}' is neither in the catalog ({known}) nor a folder with config.json"
+        )
+    return Base(folder.resolve(), folder.resolve().name, _file_hash(folder))
+
+
+def find_data(store: ObjectStore, name: str) -> Corpus:
+    """The data set: the newest of that name in the store, or a folder.
+
+    Raises `TrainingError` or `DatasetError`.
+    """
+    folder = Path(name).expanduser()
+    if os.sep in name or folder.is_dir():
+        label = folder.resolve().name
+    else:
+        found = store.find("datasets", name)
+        if found is None:
+            raise TrainingError(
+                f"there is no data set '{name}' under '{store.root}'; make it first "
+                "(`python -m pipelines.helpdesk` makes the pilot's) or give a folder"
+            )
+        folder, label = found.path, name
+    present = [part for part in dataset.SPLITS if (folder / f"{part}.jsonl").exists()]
+    needed = {"train", "validation"} - set(present)
+    if needed:
+        raise TrainingError(f"the data set in '{folder}' has no {min(needed)}.jsonl; add it")
+    return Corpus(folder.resolve(), label, dataset.dataset_hash(dataset.read(folder, present)))
+
+
+def fingerprint(config: TrainConfig, base: Base, data: Corpus) -> str:
+    """Hex sha256 over what must stay the same for a run to be resumed."""
+    parts = [config.fingerprint(), base.name, base.revision, data.hash]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[None]:
+    """The Ray this process belongs to, or one of its own that ends with the block."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        cpus = len(os.sched_getaffinity(0))
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def share_of_cpus(config: TrainConfig, free: float) -> int:
+    """CPU cores of one worker: as configured, else an equal share of what is free, at least 1."""
+    return config.cpus_per_worker or max(1, int(free) // config.num_workers)
+
+
+def run_name(adapter: str, now: datetime) -> str:
+    """A new run's name, such as `helpdesk-20261123-140500-9f3a`."""
+    return f"{adapter}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything one run needs, found and checked."""
+
+    config: TrainConfig
+    base: Base
+    corpus: Corpus
+    run: RunFolder
+
+    @property
+    def adapter(self) -> str:
+        """Name of the adapter in the object store and of the MLflow experiment."""
+        return self.config.adapter_name or self.corpus.name
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What the adapter was made from."""
+        return {
+            "data_hash": self.corpus.hash,
+            "base": self.base.name,
+            "base_revision": self.base.revision,
+        }
+
+    def task(self, threads: int) -> Task:
+        """What is handed to the workers."""
+        return Task(
+            config=self.config.model_dump(mode="json"),
+            model=str(self.base.folder),
+            base_name=self.base.name,
+            revision=self.base.revision,
+            data=str(self.corpus.folder),
+            run=str(self.run.root),
+            fingerprint=fingerprint(self.config, self.base, self.corpus),
+            threads=threads,
+        )
+
+
+def plan(settings: Settings, config: TrainConfig, name: str | None = None) -> Job:
+    """Find the model and the data of a run and name it.
+
+    Raises `TrainingError` or `DatasetError`.
+    """
+    store = ObjectStore(settings.objects)
+    base = find_base(settings, store, config.model)
+    corpus = find_data(store, config.dataset)
+    label = config.adapter_name or corpus.name
+    folder = RunFolder.named(settings.home / "runs", name or run_name(label, datetime.now(UTC)))
+    return Job(config, base, corpus, folder)
+
+
+def tune(
+    settings: Settings, config: TrainConfig, name: str | None = None, say: Say = _to_stderr
+) -> dict[str, Any]:
+    """Train, store the adapter, and return the closing JSON object.
+
+    Raises `TrainingError`, `DatasetError` or `CatalogError`; then no adapter is stored.
+    """
+    job = plan(settings, config, name)
+    job.run.root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(job.run.root / "lock", timeout=0):
+            return _tune(settings, job, say)
+    except Timeout as error:
+        raise TrainingError(
+            f"run '{job.run.root.name}' is going on in another process; wait for it or choose "
+            "another --run-name"
+        ) from error
+
+
+def _tune(settings: Settings, job: Job, say: Say) -> dict[str, Any]:
+    say(f"run {job.run.root.name}: {job.base.name} on {job.corpus.name}, under {job.run.root}")
+    params = job.config.model_dump()
+    tracked = Tracked.start(settings.mlflow_uri, job.adapter, job.run, params, job.origin)
+    try:
+        summary = _train(job, tracked)
+        stored = store_adapter(ObjectStore(settings.objects), job, tracked.run_id)
+    except BaseException as error:
+        tracked.fail(str(error) or type(error).__name__)
+        raise
+    for note in summary.damaged:
+        say(f"passed over a damaged checkpoint, {note}")
+    if summary.resumed_from:
+        say(f"went on from step {summary.resumed_from}")
+    tracked.finish(_figures(summary), {"adapter_hash": stored.hash})
+    return {
+        "adapter": str(stored.path),
+        "hash": stored.hash,
+        "run_id": tracked.run_id,
+        "run_name": job.run.root.name,
+        **job.origin,
+        **asdict(summary),
+    }
+
+
+def _train(job: Job, tracked: Tracked) -> Summary:
+    import ray
+
+    with ray_cluster():
+        resources = ray.available_resources()
+        cpus = share_of_cpus(job.config, resources.get("CPU", 1))
+        gpu = resources.get("GPU", 0) >= job.config.num_workers
+        seen = max((point["step"] for point in job.run.points()), default=0)
+        with Watch(job.run, [Bar(sys.stderr), tracked], after=seen):
+            return launch(job.task(cpus), cpus, gpu)
+
+
+def store_adapter(store: ObjectStore, job: Job, run_id: str) -> Object:
+    """Put the run's finished adapter into the object store, with where it came from."""
+    meta = {
+        "run_name": job.run.root.name,
+        "run_id": run_id,
+        "config": job.config.model_dump(mode="json"),
+        **job.origin,
+        "libraries": {lib: metadata.version(lib) for lib in ("torch", "transformers", "peft")},
+    }
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(job.run.adapter, folder, dirs_exist_ok=True)
+
+    return store.put("adapters", job.adapter, fill, meta)
+
+
+def _figures(summary: Summary) -> dict[str, float]:
+    figures = asdict(summary)
+    return {key: value for key, value in figures.items() if isinstance(value, int | float)}
+
+
+def _file_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Flags: one for every field of `TrainConfig`, under both spellings of its name."""
+    result = argparse.ArgumentParser(
+        prog="python -m pipelines.finetune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="job config, YAML")
+    result.add_argument("--run-name", help="name of the run; an existing one is resumed")
+    for name, field in TrainConfig.model_fields.items():
+        flags = sorted({f"--{name.replace('_', '-')}", f"--{name}"})
+        help_ = (field.description or "").replace("%", "%%")
+        options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": help_}
+        if field.annotation is bool:
+            result.add_argument(*flags, **options, nargs="?", const=True, type=yaml.safe_load)
+        else:
+            result.add_argument(*flags, **options, type=yaml.safe_load, metavar="VALUE")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    given = vars(parser().parse_args(argv))
+    path, name = given.pop("config"), given.pop("run_name")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    try:
+        config = load(path, given)
+        closing = tune(factory_config.load(), config, name)
+    except (TrainingError, DatasetError, CatalogError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(closing), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,132 @@
+"""The gateway as a Ray Serve app: `factory.gateway` behind Serve's HTTP proxy.
+
+    app = gateway_app(planned, home=settings.home, config=path)
+    serve.run(app, name="factory", route_prefix="/")
+
+The replica reads `factory.yaml` itself, so that secrets come from its own environment and never
+travel through Serve's state.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from factory.config import Settings, load
+from factory.gateway.app import build_app
+from factory.gateway.pipeline import Gateway
+from factory.gateway.provider import serve_provider
+from factory.gateway.served import Served, Turns
+from factory.ledger.store import open_ledger
+from factory.ledger.writer import LedgerWriter
+from serve_apps.engine import RayEngine, engine_app
+from serve_apps.loopback import keep_replica_on_loopback
+from serve_apps.serving import ServingPlan, TierPlan
+
+APP = "factory"
+"""Name of the Serve application."""
+
+
+@serve.ingress()
+class GatewayApp:
+    """One gateway replica: ledger, cache and the ladder of every endpoint."""
+
+    def __init__(
+        self,
+        home: str,
+        config: str | None,
+        tiers: Mapping[str, Mapping[int, TierPlan]],
+        engines: Mapping[str, DeploymentHandle],
+    ) -> None:
+        """`engines` maps deployment names to the handles that Serve resolves."""
+        keep_replica_on_loopback()
+        settings = load(Path(config) if config else None, os.environ | {"FACTORY_HOME": home})
+        self._ledger = open_ledger(settings.database_url)
+        self._writer = LedgerWriter(self._ledger)
+        rays = {name: RayEngine(handle) for name, handle in engines.items()}
+        counters = {one.path: _counter(one.path) for one in _plans(tiers) if one.path}
+        serving = {
+            endpoint: {tier: _served(settings, one, rays, counters) for tier, one in ladder.items()}
+            for endpoint, ladder in tiers.items()
+        }
+        self._gateway = Gateway(settings, self._ledger, self._writer, serving)
+        self._app = build_app(self._gateway)
+
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._app
+
+    async def __del__(self) -> None:
+        await self._gateway.drain()
+        await self._writer.close()
+        self._ledger.close()
+
+
+def _plans(tiers: Mapping[str, Mapping[int, TierPlan]]) -> list[TierPlan]:
+    return [one for ladder in tiers.values() for one in ladder.values()]
+
+
+def _served(
+    settings: Settings,
+    one: TierPlan,
+    engines: Mapping[str, RayEngine],
+    counters: Mapping[str, Callable[[Turns], int]],
+) -> Served:
+    model = settings.models[one.model]
+    if one.engine is None or one.path is None:
+        return serve_provider(one.model, model)
+    return Served(
+        model=one.model,
+        tier=one.tier,
+        version=one.version,
+        label=one.label,
+        price=model.price,
+        engine=engines[one.engine],
+        max_model_len=model.max_model_len,
+        adapter=one.adapter,
+        count_tokens=counters[one.path],
+    )
+
+
+def _counter(path: str) -> Callable[[Turns], int]:
+    """Prompt length under the model's own chat template, exactly as the engine counts it."""
+    from jinja2.exceptions import TemplateError
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+
+    def count(turns: Turns) -> int:
+        try:
+            text = tokenizer.apply_chat_template(
+                [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise ValueError(str(error)) from error
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    return count
+
+
+def gateway_app(
+    planned: ServingPlan, *, home: Path, config: Path | None, cores: int
+) -> serve.Application:
+    """The gateway bound to its engines, ready for `serve.run`."""
+    engines: dict[str, Any] = {
+        name: engine_app(spec, name=name, cores=cores) for name, spec in planned.engines.items()
+    }
+    return (
+        serve.deployment(GatewayApp)
+        .options(  # type: ignore[no-any-return]
+            name="gateway",
+            num_replicas=1,
+            max_ongoing_requests=256,
+            ray_actor_options={"num_cpus": 0.1},
+            graceful_shutdown_timeout_s=10,
+        )
+        .bind(str(home), str(config) if config else None, planned.tiers, engines)
+    )

@@ -1,0 +1,168 @@
+"""A real gateway: real HTTP on loopback, real SQLite ledger, two scriptable providers."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from pydantic import SecretStr
+
+from factory.config import Settings, parse
+from factory.gateway.app import build_app
+from factory.gateway.cascade import Patience
+from factory.gateway.pipeline import Gateway
+from factory.gateway.provider import OpenAIEngine
+from factory.gateway.served import Served
+from factory.ledger.keys import create_key
+from factory.ledger.records import ChargeRecord, RequestRecord
+from factory.ledger.store import Ledger, open_ledger
+from factory.ledger.writer import LedgerWriter
+
+sys.path.insert(0, str(Path(__file__).parent))
+from provider_server import PREMIUM_KEY, Listening, Provider
+
+CONFIG = """
+teams: {support: {}, research: {}}
+models:
+  small:
+    source: {path: weights}
+    engine: vllm
+    tier: 1
+    price: {input_usd_per_mtok: 0.02, output_usd_per_mtok: 0.04}
+    max_model_len: 64
+  premium:
+    source: {base_url: http://example.invalid/v1, model: frontier, api_key: unused}
+    engine: openai
+    tier: 3
+    price: {input_usd_per_mtok: 2.5, output_usd_per_mtok: 10}
+endpoints:
+  ladder: {team: support, tiers: [0, 1, 3]}
+  cheap: {team: support, tiers: [0, 1]}
+  fresh: {team: support, tiers: [1, 3]}
+  secret: {team: support, tiers: [0, 1, 3], sensitivity: restricted}
+  foreign: {team: research, tiers: [0, 1]}
+routing: {confidence_threshold: 0.5, hard_prompt_tokens: 30, hard_patterns: ["(?i)prove that"]}
+gateway: {max_body_bytes: 20000}
+"""
+
+
+def count_words(turns: Sequence[Any]) -> int:
+    """A tokenizer that is easy to reckon with: a word is a token."""
+    return sum(len(turn["content"].split()) for turn in turns)
+
+
+@dataclass
+class World:
+    """Everything a test wants to look at or change."""
+
+    settings: Settings
+    ledger: Ledger
+    gateway: Gateway
+    serving: dict[str, dict[int, Served]]
+    small: Provider
+    premium: Provider
+    url: str
+    secret: str
+    http: httpx.AsyncClient = field(repr=False)
+    client: openai.AsyncOpenAI = field(repr=False)
+
+    def recorded(self, response: httpx.Response) -> tuple[RequestRecord, list[ChargeRecord]]:
+        found = self.ledger.request(response.headers["x-factory-request-id"])
+        assert found is not None
+        return found
+
+    async def ask(self, text: str = "which module?", model: str = "ladder", **fields: Any) -> Any:
+        headers = fields.pop("headers", {})
+        body = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+        return await self.http.post("/v1/chat/completions", json=body, headers=headers)
+
+    def all_requests(self) -> list[RequestRecord]:
+        return list(self.ledger.requests())
+
+
+@pytest.fixture(scope="session")
+def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database to copy, since migrating takes longer than most tests here."""
+    path = tmp_path_factory.mktemp("ledger") / "empty.db"
+    open_ledger(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture
+async def world(tmp_path: Path, empty_ledger: Path) -> AsyncIterator[World]:
+    settings = parse(CONFIG, "test", tmp_path, {})
+    shutil.copy(empty_ledger, tmp_path / "ledger.db")
+    ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    secret, _ = create_key(ledger, settings, "support")
+    small, premium = Provider(), Provider(words=("asyncio", " surely"))
+    engines = (
+        OpenAIEngine(small.base_url, "small", SecretStr("none")),
+        OpenAIEngine(premium.base_url, "frontier", SecretStr(PREMIUM_KEY)),
+    )
+    rungs = {
+        1: Served(
+            model="small",
+            tier=1,
+            version="1",
+            label="small@1",
+            price=settings.models["small"].price,
+            engine=engines[0],
+            max_model_len=64,
+            count_tokens=count_words,
+        ),
+        3: Served(
+            model="premium",
+            tier=3,
+            version="frontier",
+            label="premium",
+            price=settings.models["premium"].price,
+            engine=engines[1],
+            max_model_len=128_000,
+            external=True,
+        ),
+    }
+    serving = {
+        name: {tier: rungs[tier] for tier in endpoint.tiers if tier}
+        for name, endpoint in settings.endpoints.items()
+    }
+    writer = LedgerWriter(ledger)
+    gateway = Gateway(
+        settings,
+        ledger,
+        writer,
+        serving,
+        patience=Patience(retry_s=0.001, attempt_s=20, first_token_s=20, idle_s=20),
+        jitter=lambda: 0.0,
+    )
+    listening = Listening(build_app(gateway))
+    bearer = {"Authorization": f"Bearer {secret}"}
+    async with (
+        httpx.AsyncClient(base_url=listening.url, headers=bearer, timeout=30) as http,
+        openai.AsyncOpenAI(base_url=f"{listening.url}/v1", api_key=secret, max_retries=0) as client,
+    ):
+        yield World(
+            settings,
+            ledger,
+            gateway,
+            serving,
+            small,
+            premium,
+            listening.url,
+            secret,
+            http,
+            client,
+        )
+    for engine in engines:
+        await engine.close()
+    await asyncio.gather(listening.stop(), small.stop(), premium.stop())
+    await gateway.drain()
+    await writer.close()
+    ledger.close()
