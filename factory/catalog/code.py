@@ -32,7 +32,7 @@ def code_state(env: Mapping[str, str], root: Path = _ROOT) -> Code:
     Where the code is not in git, as in the working directory of a Ray job, the commit is taken
     from FACTORY_CODE_COMMIT (a `-dirty` ending is understood), and is `unknown` without it.
     """
-    if _git(root, "ls-files", "--error-unmatch", "factory/config.py") is not None:
+    if _git(root, "ls-files", "--error-unmatch", "factory/sdk.py") is not None:
         commit = _git(root, "rev-parse", "HEAD")
         changes = _git(root, "status", "--porcelain")
         if commit and changes is not None:

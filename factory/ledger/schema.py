@@ -1,5 +1,5 @@
-"""The ledger's tables. Requests, charges and promotions are append-only: triggers made by the
-migrations refuse to change or delete a row, in SQLite and in PostgreSQL.
+"""The ledger's tables. What is in `APPEND_ONLY` can only grow: triggers made by the migrations
+refuse to change or delete a row, in SQLite and in PostgreSQL.
 
 A change here needs a new file in `migrations/versions` and a new `HEAD`; a test compares both.
 """
@@ -26,13 +26,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-HEAD = "0001"
+HEAD = "0002"
 """The migration that this code is written for."""
 
 VERSION_TABLE = "factory_ledger_version"
 """Alembic's table; a name of its own, since MLflow may live in the same database."""
 
-APPEND_ONLY = ("requests", "charges", "promotions")
+APPEND_ONLY = ("requests", "charges", "promotions", "outcomes", "audit", "calibrations")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -73,6 +73,7 @@ class Base(DeclarativeBase):
         float: Double(),
         datetime: UtcDateTime(),
         list[str]: JSON(),
+        list[dict[str, Any]]: JSON(),
         dict[str, Any]: JSON(),
     }
 
@@ -141,6 +142,9 @@ class ApiKeyRow(Base):
     endpoints: Mapped[list[str]]
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
+    roles: Mapped[list[str]]
+    budget: Mapped[dict[str, Any]]
+    limits: Mapped[dict[str, Any]]
 
 
 class PromotionRow(Base):
@@ -160,10 +164,168 @@ class PromotionRow(Base):
     metrics: Mapped[dict[str, Any]]
 
 
+class SpendRow(Base):
+    """What one scope spent and holds in one calendar window; see `budgets`."""
+
+    __tablename__ = "spend"
+
+    scope: Mapped[str] = mapped_column(primary_key=True)
+    window: Mapped[str] = mapped_column(primary_key=True)
+    starts_at: Mapped[datetime] = mapped_column(primary_key=True)
+    spent_nusd: Mapped[int] = mapped_column(BigInteger)
+    reserved_nusd: Mapped[int] = mapped_column(BigInteger)
+
+
+class ReservationRow(Base):
+    """Money held for a request in progress; see `budgets`."""
+
+    __tablename__ = "reservations"
+    __table_args__ = (Index(None, "holder"),)
+
+    request_id: Mapped[str] = mapped_column(primary_key=True)
+    holder: Mapped[str]
+    created_at: Mapped[datetime]
+    team: Mapped[str]
+    endpoint: Mapped[str]
+    key_id: Mapped[str | None]
+    amount_nusd: Mapped[int] = mapped_column(BigInteger)
+    scopes: Mapped[list[str]]
+
+
+class HolderRow(Base):
+    """A gateway process that holds reservations, and when it was last alive."""
+
+    __tablename__ = "holders"
+
+    holder: Mapped[str] = mapped_column(primary_key=True)
+    beat_at: Mapped[datetime]
+
+
+class AlertRow(Base):
+    """A fraction of a budget that was passed; raised once a window."""
+
+    __tablename__ = "alerts"
+
+    scope: Mapped[str] = mapped_column(primary_key=True)
+    window: Mapped[str] = mapped_column(primary_key=True)
+    starts_at: Mapped[datetime] = mapped_column(primary_key=True)
+    fraction: Mapped[float] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime]
+    spent_nusd: Mapped[int] = mapped_column(BigInteger)
+    limit_nusd: Mapped[int] = mapped_column(BigInteger)
+
+
+class OutcomeRow(Base):
+    """Whether an answer did its job; see `records.Outcome`."""
+
+    __tablename__ = "outcomes"
+    __table_args__ = (Index(None, "request_id"),)
+
+    outcome_id: Mapped[str] = mapped_column(primary_key=True)
+    request_id: Mapped[str] = mapped_column(ForeignKey("requests.request_id"))
+    created_at: Mapped[datetime]
+    success: Mapped[bool]
+    human_minutes: Mapped[float]
+    reporter: Mapped[str]
+    comment: Mapped[str]
+
+
+class AuditRow(Base):
+    """One decision, chained to the one before by its hash; see `audit`."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index(None, "subject"),)
+
+    seq: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    created_at: Mapped[datetime]
+    actor: Mapped[str]
+    action: Mapped[str]
+    subject: Mapped[str]
+    detail: Mapped[dict[str, Any]]
+    previous_hash: Mapped[str]
+    hash: Mapped[str]
+
+
+class ReviewRow(Base):
+    """A request or an answer that waits for a person; see `reviews`."""
+
+    __tablename__ = "reviews"
+    __table_args__ = (Index(None, "status", "created_at"),)
+
+    review_id: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime]
+    request_id: Mapped[str]
+    team: Mapped[str]
+    endpoint: Mapped[str]
+    key_id: Mapped[str | None]
+    stage: Mapped[str]
+    reasons: Mapped[list[str]]
+    request: Mapped[dict[str, Any]]
+    answer: Mapped[dict[str, Any] | None]
+    status: Mapped[str]
+    decided_at: Mapped[datetime | None]
+    decided_by: Mapped[str | None]
+    note: Mapped[str | None]
+    result: Mapped[dict[str, Any] | None]
+
+
+class AnswerRow(Base):
+    """An answer that tier 0 keeps; see `answers`."""
+
+    __tablename__ = "answers"
+    __table_args__ = (Index(None, "expires_at"), Index(None, "scope", "created_at"))
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    scope: Mapped[str]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    size_bytes: Mapped[int]
+    entry: Mapped[dict[str, Any]]
+    question: Mapped[str | None]
+    embedding: Mapped[bytes | None]
+
+
+class SampleRow(Base):
+    """What the router saw of a request, kept to learn from; see `samples`."""
+
+    __tablename__ = "samples"
+    __table_args__ = (Index(None, "endpoint", "created_at"),)
+
+    request_id: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime]
+    endpoint: Mapped[str]
+    embedding: Mapped[bytes]
+    attempts: Mapped[list[dict[str, Any]]]
+
+
+class CalibrationRow(Base):
+    """Thresholds found from labelled data; the newest of a kind and scope holds."""
+
+    __tablename__ = "calibrations"
+    __table_args__ = (Index(None, "kind", "scope", "id"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    created_at: Mapped[datetime]
+    kind: Mapped[str]
+    scope: Mapped[str]
+    subject: Mapped[str]
+    detail: Mapped[dict[str, Any]]
+
+
 REQUESTS = Base.metadata.tables["requests"]
 CHARGES = Base.metadata.tables["charges"]
 API_KEYS = Base.metadata.tables["api_keys"]
 PROMOTIONS = Base.metadata.tables["promotions"]
+SPEND = Base.metadata.tables["spend"]
+RESERVATIONS = Base.metadata.tables["reservations"]
+HOLDERS = Base.metadata.tables["holders"]
+ALERTS = Base.metadata.tables["alerts"]
+OUTCOMES = Base.metadata.tables["outcomes"]
+AUDIT = Base.metadata.tables["audit"]
+REVIEWS = Base.metadata.tables["reviews"]
+ANSWERS = Base.metadata.tables["answers"]
+SAMPLES = Base.metadata.tables["samples"]
+CALIBRATIONS = Base.metadata.tables["calibrations"]
 
 
 def within(since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:

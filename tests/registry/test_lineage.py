@@ -25,7 +25,7 @@ def git(folder: Path, *arguments: str) -> str:
 def checkout(tmp_path: Path) -> Path:
     """A git checkout with the file that tells ours from a stranger's."""
     (tmp_path / "factory").mkdir()
-    (tmp_path / "factory" / "config.py").write_text("x = 1\n")
+    (tmp_path / "factory" / "sdk.py").write_text("x = 1\n")
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "first")
@@ -35,7 +35,7 @@ def checkout(tmp_path: Path) -> Path:
 def test_code_state_is_commit_and_dirty_flag(checkout: Path) -> None:
     commit = git(checkout, "rev-parse", "HEAD")
     assert code_state({}, checkout) == Code(commit=commit, dirty=False)
-    (checkout / "factory" / "config.py").write_text("x = 2\n")
+    (checkout / "factory" / "sdk.py").write_text("x = 2\n")
     declared = {"FACTORY_CODE_COMMIT": "ignored"}
     assert code_state(declared, checkout) == Code(commit=commit, dirty=True)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from factory.ledger.migrations.append_only import protect
+
 revision = "0001"
 down_revision = None
 
@@ -94,29 +96,5 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_promotions"),
     )
     op.create_index("ix_promotions_name_id", "promotions", ["name", "id"])
-    protect = _protect_sqlite if op.get_bind().dialect.name == "sqlite" else _protect_postgresql
     for table, same_row in SAME_ROW.items():
         protect(table, same_row)
-
-
-def _protect_sqlite(table: str, same_row: str) -> None:
-    refuse = f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-    for event in ("UPDATE", "DELETE"):
-        name = f"{table}_no_{event.lower()}"
-        op.execute(f"CREATE TRIGGER {name} BEFORE {event} ON {table} {refuse}")
-    op.execute(
-        f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "
-        f"WHEN EXISTS (SELECT 1 FROM {table} WHERE {same_row}) {refuse}"
-    )
-
-
-def _protect_postgresql(table: str, same_row: str) -> None:
-    del same_row  # PostgreSQL has no REPLACE; its ON CONFLICT DO UPDATE fires the update trigger
-    op.execute(
-        f"CREATE FUNCTION {table}_append_only() RETURNS trigger LANGUAGE plpgsql AS $$ "
-        f"BEGIN RAISE EXCEPTION '{table} is append-only'; END $$"
-    )
-    op.execute(
-        f"CREATE TRIGGER {table}_no_change BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
-        f"FOR EACH STATEMENT EXECUTE FUNCTION {table}_append_only()"
-    )

@@ -1,0 +1,81 @@
+"""`factory.yaml` as frozen, typed settings. Unknown keys are errors.
+
+    settings = load()                      # FACTORY_CONFIG, ./factory.yaml, or the packaged default
+    settings.endpoints["helpdesk"].tiers   # (0, 1, 3)
+
+One module a section. `${ENV_VAR}` inside a value is substituted from the environment; an unset
+variable becomes an empty string, so a provider without its key is off rather than an error.
+Secrets are held as `SecretStr` and are never written back.
+"""
+
+from factory.config.cache import Cache, SemanticCache
+from factory.config.catalog import (
+    HubSource,
+    Model,
+    PackageSource,
+    PathSource,
+    Price,
+    ProviderSource,
+)
+from factory.config.endpoints import Endpoint, Target
+from factory.config.gates import Accuracy, Ceiling, Gate
+from factory.config.gateway import Alerts, Gateway
+from factory.config.guard import (
+    Act,
+    BannedFilter,
+    Filter,
+    Guard,
+    JsonSchemaFilter,
+    PersonalDataFilter,
+    PromptInjectionFilter,
+    SecretsFilter,
+    ShapeFilter,
+)
+from factory.config.loading import default_text, find, load, masked, parse
+from factory.config.routing import Breaker, Routing
+from factory.config.section import NANO, ConfigError, Name
+from factory.config.settings import Settings
+from factory.config.teams import WINDOWS, Budget, Limits, Team, Window
+
+__all__ = [
+    "NANO",
+    "WINDOWS",
+    "Accuracy",
+    "Act",
+    "Alerts",
+    "BannedFilter",
+    "Breaker",
+    "Budget",
+    "Cache",
+    "Ceiling",
+    "ConfigError",
+    "Endpoint",
+    "Filter",
+    "Gate",
+    "Gateway",
+    "Guard",
+    "HubSource",
+    "JsonSchemaFilter",
+    "Limits",
+    "Model",
+    "Name",
+    "PackageSource",
+    "PathSource",
+    "PersonalDataFilter",
+    "Price",
+    "PromptInjectionFilter",
+    "ProviderSource",
+    "Routing",
+    "SecretsFilter",
+    "SemanticCache",
+    "Settings",
+    "ShapeFilter",
+    "Target",
+    "Team",
+    "Window",
+    "default_text",
+    "find",
+    "load",
+    "masked",
+    "parse",
+]

@@ -1,0 +1,32 @@
+"""`gateway` and `alerts`: where the gateway listens, how much it takes at once, whom it tells."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from factory.config.section import Section
+
+
+class Gateway(Section):
+    """Where the HTTP gateway listens."""
+
+    host: str = "127.0.0.1"
+    """Interface to bind; loopback unless told otherwise."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """TCP port; 0 takes a free one."""
+    replicas: int = Field(default=1, ge=1)
+    """Gateway processes. Each enforces its share of the rates and of the parallel requests;
+    budgets are exact over all of them. More than one needs a PostgreSQL `database` to be fast."""
+    max_body_bytes: int = Field(default=1_000_000, ge=1)
+    """A larger request body is refused with 413."""
+    max_parallel_requests: int = Field(default=128, ge=1)
+    """Requests that wait for models at once, per gateway process; the rest queue by priority."""
+    max_queue_s: float = Field(default=10.0, ge=0)
+    """Seconds a request waits for its turn before it is refused with 429."""
+
+
+class Alerts(Section):
+    """Whom to tell."""
+
+    webhook: str = ""
+    """URL that gets each alert as a JSON POST; empty writes alerts to the log and ledger only."""

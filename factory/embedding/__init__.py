@@ -1,0 +1,1 @@
+"""Text to vectors: a static embedder that needs microseconds, and a real encoder."""
