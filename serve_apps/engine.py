@@ -1,7 +1,11 @@
 """A tier's engine: one vLLM replica through `ray.serve.llm`, and the gateway's handle to it.
 
-    app = engine_app(EngineSpec(model_id="smollm2-135m:helpdesk@1", path="/…/model"))
+    app = engine_app(EngineSpec(model_id="smollm2-135m:helpdesk@1", path="/…/model"), ...)
     engine = RayEngine(handle)             # implements factory.gateway.engine.Engine
+    RayEngine(handle, "smollm2-135m:helpdesk@1")   # asks a multi-adapter engine for one of them
+
+Adapters are the deployment's `user_config`: deploying again with others loads and unloads them in
+the replicas that run, as long as nothing else has changed.
 
 `LLMServer` is built inside the replica rather than subclassed at module level, because importing
 it imports vLLM: 12-20 s that neither the deploying process nor the gateway needs to spend.
@@ -10,16 +14,18 @@ it imports vLLM: 12-20 s that neither the deploying process nor the gateway need
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
-from factory.gateway.engine import EngineError
+from factory.gateway.engine import EngineError, Route
 from serve_apps.loopback import keep_replica_on_loopback
 
 if TYPE_CHECKING:
@@ -28,6 +34,11 @@ if TYPE_CHECKING:
 KV_CACHE_GIB = "1"
 """KV cache of a CPU replica: 46,592 tokens of SmolLM2-135M, far more than 32 requests hold."""
 
+MAX_LORAS = 4
+"""Different adapters in one batch of a multi-adapter engine."""
+
+MAX_CPU_LORAS = 16
+"""Adapters that such an engine keeps in memory; the others are read again when asked for."""
 
 WARM_UP: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Are you ready?"}],
@@ -53,6 +64,10 @@ class EngineSpec:
     """CPU share that Ray reserves; vLLM's threads are bounded by the environment below."""
     num_gpus: int = 0
     """GPUs of a replica (its tensor-parallel size); 0 runs on the CPU."""
+    max_lora_rank: int = 0
+    """Highest rank of adapters that can be loaded at run time; 0 loads none."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Adapter folder by the name under which a request asks for it."""
     engine_kwargs: dict[str, Any] = field(default_factory=dict)
     """Extra arguments for vLLM's `AsyncEngineArgs`; they win over the defaults here."""
 
@@ -92,6 +107,16 @@ def engine_kwargs(spec: EngineSpec) -> dict[str, Any]:
         chosen |= {"tensor_parallel_size": spec.num_gpus}
     else:
         chosen |= {"enforce_eager": True}
+    if spec.max_lora_rank:
+        loras = int(spec.engine_kwargs.get("max_loras", MAX_LORAS))
+        chosen |= {
+            "enable_lora": True,
+            "max_lora_rank": spec.max_lora_rank,
+            "max_loras": loras,
+            "max_cpu_loras": max(loras, MAX_CPU_LORAS),
+        }
+    if "tool_call_parser" in spec.engine_kwargs:
+        chosen |= {"enable_auto_tool_choice": True}
     return chosen | spec.engine_kwargs
 
 
@@ -107,6 +132,7 @@ class TierEngine:
         keep_replica_on_loopback()
         on_cpu = spec.num_gpus == 0
         self._spec = spec
+        self._adapters: dict[str, str] = {}
         self._server = build_server(
             LLMConfig(
                 model_loading_config={"model_id": spec.model_id, "model_source": spec.path},
@@ -119,19 +145,56 @@ class TierEngine:
         )
         await self._server.start()
         _quiet_access_log()
-        await self.chat(WARM_UP)
+        await self.answer(WARM_UP)
 
-    async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A `chat.completion` object, or `{"error": {"message", "code"}}`."""
-        async for answer in await self._server.chat(self._request(body | {"stream": False})):
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Load the adapters in `user_config` that are new, and unload those that are gone.
+
+        Serve calls this after the start and whenever they change; requests go on meanwhile.
+        """
+        wanted: dict[str, str] = user_config["adapters"]
+        for name in self._adapters.keys() - wanted.keys():
+            await self.unload_adapter(name)
+        for name, path in wanted.items():
+            if self._adapters.get(name) != path:
+                await self.load_adapter(name, path)
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Make the adapter in the folder `path` available as `name`, replacing a former one.
+
+        Raises `RuntimeError` with vLLM's reason when it cannot be loaded.
+        """
+        if name in self._adapters:
+            await self.unload_adapter(name)
+        await self._server.load_adapter(name, path)
+        self._adapters[name] = path
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter and free its memory. Raises `RuntimeError` when it is not loaded."""
+        self._adapters.pop(name, None)
+        await self._server.unload_adapter(name)
+
+    async def answer(self, body: dict[str, Any], route: Route = "chat") -> dict[str, Any]:
+        """A completion of the route's kind, or `{"error": {"message", "code"}}`."""
+        try:
+            request = self._request(body | {"stream": False}, route)
+        except Exception as error:
+            return _refusal(error)
+        async for answer in await self._ask(request, route):
             return answer.model_dump(exclude_none=True)  # type: ignore[no-any-return]
         return {"error": {"message": "the engine returned nothing", "code": 500}}
 
-    async def stream(self, body: dict[str, Any]) -> AsyncGenerator[str, None]:
-        """Server-sent-event lines (`data: {…}`) of `chat.completion.chunk` objects."""
+    async def stream(
+        self, body: dict[str, Any], route: Route = "chat"
+    ) -> AsyncGenerator[str, None]:
+        """Server-sent-event lines (`data: {…}`) of the route's chunks."""
         options = {"include_usage": True}
-        request = self._request(body | {"stream": True, "stream_options": options})
-        async for part in await self._server.chat(request):
+        try:
+            request = self._request(body | {"stream": True, "stream_options": options}, route)
+        except Exception as error:
+            yield "data: " + json.dumps(_refusal(error))
+            return
+        async for part in await self._ask(request, route):
             for event in part if isinstance(part, list) else [part]:
                 if isinstance(event, str):
                     yield event
@@ -146,10 +209,38 @@ class TierEngine:
         """Raise when the engine is dead; Serve then replaces the replica."""
         await self._server.check_health()
 
-    def _request(self, body: dict[str, Any]) -> Any:
-        from ray.serve.llm.openai_api_models import ChatCompletionRequest
+    def _request(self, body: dict[str, Any], route: Route) -> Any:
+        """vLLM's own request, for the adapter that `body` names or else the loaded model.
 
-        return ChatCompletionRequest(**(body | {"model": self._spec.model_id}))
+        Raises what vLLM raises for a request that it does not take.
+        """
+        from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
+
+        body = body | {"model": body.get("model") or self._spec.model_id}
+        if route == "completions":
+            return CompletionRequest(**body)
+        body["messages"] = [_known_role(message) for message in body["messages"]]
+        return ChatCompletionRequest(**body)
+
+    async def _ask(self, request: Any, route: Route) -> AsyncGenerator[Any, None]:
+        if route == "completions":
+            return await self._server.completions(request)  # type: ignore[no-any-return]
+        return await self._server.chat(request)  # type: ignore[no-any-return]
+
+
+def _known_role(message: dict[str, Any]) -> dict[str, Any]:
+    """`developer` is OpenAI's newer name of `system`, which chat templates do not know."""
+    return message | {"role": "system"} if message["role"] == "developer" else message
+
+
+def _refusal(error: Exception) -> dict[str, Any]:
+    """The request is at fault: what is wrong, without the input that pydantic repeats."""
+    from pydantic import ValidationError
+
+    message = str(error)
+    if isinstance(error, ValidationError):
+        message = "; ".join(problem["msg"] for problem in error.errors())
+    return {"error": {"message": message[:300], "code": 400}}
 
 
 def _quiet_access_log() -> None:
@@ -157,8 +248,18 @@ def _quiet_access_log() -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
+def deployment_version(*facts: Any) -> str:
+    """Changes when a replica must be started anew, and not otherwise.
+
+    Without it Serve takes every deployment of a `serve.run` for a new one.
+    """
+    text = json.dumps([version("budget-ai-factory"), *facts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def engine_app(spec: EngineSpec, *, name: str, cores: int) -> serve.Application:
     """A bindable deployment of `TierEngine`, in a placement group that keeps its workers close."""
+    bare = replace(spec, adapters={})
     bundle = {"CPU": spec.num_cpus} | ({"GPU": 1} if spec.num_gpus else {})
     return (
         serve.deployment(TierEngine)
@@ -172,34 +273,48 @@ def engine_app(spec: EngineSpec, *, name: str, cores: int) -> serve.Application:
             },
             placement_group_bundles=[bundle] * max(1, spec.num_gpus),
             placement_group_strategy="PACK",
+            user_config={"adapters": dict(spec.adapters)},
             graceful_shutdown_timeout_s=10,
+            version=deployment_version(asdict(bare), cores),
+            _internal=True,
         )
-        .bind(spec)
+        .bind(bare)
     )
 
 
 class RayEngine:
     """The gateway's side of a `TierEngine`: the `Engine` protocol over a Serve handle."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
-        """`handle` is the deployment handle that Serve passes to the gateway."""
-        self._chat = handle.options(method_name="chat")
+    def __init__(self, handle: DeploymentHandle, adapter: str | None = None) -> None:
+        """`handle` is the deployment handle that Serve passes to the gateway.
+
+        `adapter` is the one to ask for, by its name in the engine's spec; None asks the model that
+        the engine has loaded.
+        """
+        self._named = {"model": adapter} if adapter else {}
+        self._answer = handle.options(method_name="answer")
         self._stream = handle.options(method_name="stream", stream=True)
         self._ping = handle.options(method_name="ping")
 
-    async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
-        """One `chat.completion`. Raises `EngineError`."""
-        with _translated():
-            answer: dict[str, Any] = await self._chat.remote(body)
+    async def answer(self, body: dict[str, Any], route: Route = "chat") -> dict[str, Any]:
+        """One completion of the route's kind. Raises `EngineError`."""
+        with translated():
+            answer: dict[str, Any] = await self._answer.remote(body | self._named, route)
         _raise_for(answer)
         return answer
 
-    async def stream(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """`chat.completion.chunk` objects, the last with usage. Raises `EngineError`."""
-        events = self._stream.remote(body)
+    async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        """`answer` to a chat."""
+        return await self.answer(body)
+
+    async def stream(
+        self, body: dict[str, Any], route: Route = "chat"
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The route's chunks, the last with usage. Raises `EngineError`."""
+        events = self._stream.remote(body | self._named, route)
         finished = False
         try:
-            with _translated():
+            with translated():
                 async for event in events:
                     for line in event.splitlines():
                         data = line.removeprefix("data: ").strip()
@@ -214,12 +329,12 @@ class RayEngine:
 
     async def check(self) -> None:
         """Return when a replica takes requests. Raises `EngineError`."""
-        with _translated():
+        with translated():
             await self._ping.remote()
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Ray's failures as `EngineError`; a call cancelled with its client as a cancellation."""
     from ray.exceptions import RayError, TaskCancelledError
     from ray.serve.exceptions import RayServeException

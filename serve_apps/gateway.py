@@ -19,12 +19,18 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from factory.config import Settings, load
+from factory.embedding.static import StaticEmbedder
 from factory.gateway.app import build_app
+from factory.gateway.clock import Clock
+from factory.gateway.meaning import Meaning
 from factory.gateway.pipeline import Gateway
 from factory.gateway.provider import serve_provider
 from factory.gateway.served import Served, Turns
+from factory.ledger.budgets import configured
 from factory.ledger.store import open_ledger
 from factory.ledger.writer import LedgerWriter
+from serve_apps.alerting import Alerting
+from serve_apps.embedder import RayEmbedder, embedder_app
 from serve_apps.engine import RayEngine, engine_app
 from serve_apps.loopback import keep_replica_on_loopback
 from serve_apps.serving import ServingPlan, TierPlan
@@ -41,21 +47,36 @@ class GatewayApp:
         self,
         home: str,
         config: str | None,
-        tiers: Mapping[str, Mapping[int, TierPlan]],
-        engines: Mapping[str, DeploymentHandle],
+        planned: ServingPlan,
+        handles: Mapping[str, DeploymentHandle],
     ) -> None:
-        """`engines` maps deployment names to the handles that Serve resolves."""
+        """`handles` maps deployment names to the handles that Serve resolves."""
         keep_replica_on_loopback()
         settings = load(Path(config) if config else None, os.environ | {"FACTORY_HOME": home})
         self._ledger = open_ledger(settings.database_url)
-        self._writer = LedgerWriter(self._ledger)
-        rays = {name: RayEngine(handle) for name, handle in engines.items()}
-        counters = {one.path: _counter(one.path) for one in _plans(tiers) if one.path}
-        serving = {
-            endpoint: {tier: _served(settings, one, rays, counters) for tier, one in ladder.items()}
-            for endpoint, ladder in tiers.items()
-        }
-        self._gateway = Gateway(settings, self._ledger, self._writer, serving)
+        self._alerting = Alerting(settings.alerts)
+        self._writer = LedgerWriter(
+            self._ledger, budgets=configured(settings), on_alert=self._alerting.tell
+        )
+        counters = {one.path: _counter(one.path) for one in _plans(planned) if _counted(one)}
+
+        def served(one: TierPlan) -> Served:
+            return _served(settings, one, handles, counters)
+
+        clock = Clock()
+        embedder = planned.static and StaticEmbedder.load(Path(planned.static))
+        self._gateway = Gateway(
+            settings,
+            self._ledger,
+            self._writer,
+            {
+                endpoint: {tier: served(one) for tier, one in ladder.items()}
+                for endpoint, ladder in planned.tiers.items()
+            },
+            pinned={name: served(one) for name, one in planned.pinned.items()},
+            meaning=Meaning(settings, self._ledger, embedder, clock) if embedder else None,
+            clock=clock,
+        )
         self._app = build_app(self._gateway)
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
@@ -67,29 +88,39 @@ class GatewayApp:
         self._ledger.close()
 
 
-def _plans(tiers: Mapping[str, Mapping[int, TierPlan]]) -> list[TierPlan]:
-    return [one for ladder in tiers.values() for one in ladder.values()]
+def _plans(planned: ServingPlan) -> list[TierPlan]:
+    ladders = [one for ladder in planned.tiers.values() for one in ladder.values()]
+    return [*ladders, *planned.pinned.values()]
+
+
+def _counted(one: TierPlan) -> bool:
+    """Whether the gateway itself can tell the length of a prompt for this model."""
+    return one.engine is not None and one.engine.startswith("engine-")
 
 
 def _served(
     settings: Settings,
     one: TierPlan,
-    engines: Mapping[str, RayEngine],
-    counters: Mapping[str, Callable[[Turns], int]],
+    handles: Mapping[str, DeploymentHandle],
+    counters: Mapping[str | None, Callable[[Turns], int]],
 ) -> Served:
     model = settings.models[one.model]
-    if one.engine is None or one.path is None:
+    if one.engine is None:
         return serve_provider(one.model, model)
+    handle = handles[one.engine]
+    counted = _counted(one)
     return Served(
         model=one.model,
         tier=one.tier,
         version=one.version,
         label=one.label,
         price=model.price,
-        engine=engines[one.engine],
+        engine=RayEngine(handle, one.lora) if counted else None,
+        embedder=None if counted else RayEmbedder(handle),
         max_model_len=model.max_model_len,
         adapter=one.adapter,
-        count_tokens=counters[one.path],
+        count_tokens=counters[one.path] if counted else None,
+        tools=one.tools,
     )
 
 
@@ -113,20 +144,23 @@ def _counter(path: str) -> Callable[[Turns], int]:
 
 
 def gateway_app(
-    planned: ServingPlan, *, home: Path, config: Path | None, cores: int
+    planned: ServingPlan, *, home: Path, config: Path | None, replicas: int, cores: int
 ) -> serve.Application:
     """The gateway bound to its engines, ready for `serve.run`."""
-    engines: dict[str, Any] = {
+    deployments: dict[str, Any] = {
         name: engine_app(spec, name=name, cores=cores) for name, spec in planned.engines.items()
+    }
+    deployments |= {
+        name: embedder_app(spec, name=name, cores=cores) for name, spec in planned.embedders.items()
     }
     return (
         serve.deployment(GatewayApp)
         .options(  # type: ignore[no-any-return]
             name="gateway",
-            num_replicas=1,
+            num_replicas=replicas,
             max_ongoing_requests=256,
             ray_actor_options={"num_cpus": 0.1},
             graceful_shutdown_timeout_s=10,
         )
-        .bind(str(home), str(config) if config else None, planned.tiers, engines)
+        .bind(str(home), str(config) if config else None, planned, deployments)
     )

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 from random import Random
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import httpx
 import typer
@@ -28,7 +28,10 @@ from factory.config import ConfigError, Settings, load
 from factory.config import find as configuration
 from factory.ledger.errors import LedgerError
 from factory.ledger.store import Ledger, open_ledger
-from serve_apps.serving import Champion, ServingPlan, adapters_in_use, plan
+from serve_apps.serving import Champion, ServingPlan, adapters_in_use, folded, plan
+
+if TYPE_CHECKING:
+    from factory.registry.versions import Registry
 
 READY_TIMEOUT_S = 180.0
 
@@ -70,13 +73,13 @@ def resolve(settings: Settings, ledger: Ledger) -> ServingPlan:
 
     Raises `CatalogError` when a model in use is not pulled.
     """
+    from factory.embedding import installed
     from factory.registry.versions import Registry
-    from factory.training.merge import merge
 
     store = ObjectStore(settings.objects)
     bases: dict[str, Object] = {}
     for name, model in settings.models.items():
-        if model.engine == "vllm":
+        if model.engine != "openai":
             found = find(settings, name, store)
             if found is None:
                 raise CatalogError(
@@ -84,16 +87,40 @@ def resolve(settings: Settings, ledger: Ledger) -> ServingPlan:
                 )
             bases[name] = found
     registry = Registry(settings, ledger)
-    champions: dict[tuple[str, str], Champion | None] = {}
-    for (model, adapter), registered in adapters_in_use(settings).items():
-        version = registry.champion(registered)
-        if version is None:
-            champions[model, adapter] = None
-            continue
-        print(f"folding {registered} version {version.version} into {model}", file=sys.stderr)
-        merged = merge(store, bases[model], version.path, version.adapter_hash)
-        champions[model, adapter] = Champion(version=version.version, merged=merged)
-    return plan(settings, bases, champions)
+    merging = folded(settings)
+    champions = {
+        (model, adapter): _champion(
+            store, bases[model], registered, registry, (model, adapter) in merging
+        )
+        for (model, adapter), registered in adapters_in_use(settings).items()
+    }
+    static = installed.make(settings, store, _say) if _encoders(settings) else None
+    return plan(settings, bases, champions, static)
+
+
+def _encoders(settings: Settings) -> bool:
+    return any(model.engine == "encoder" for model in settings.models.values())
+
+
+def _champion(
+    store: ObjectStore, base: Object, registered: str, registry: Registry, merging: bool
+) -> Champion | None:
+    """The promoted version of an adapter, folded into its base where it is served so."""
+    from factory.training.merge import merge
+
+    version = registry.champion(registered)
+    if version is None:
+        return None
+    merged = None
+    if merging:
+        _say(f"folding {registered} version {version.version} into {base.name}")
+        merged = merge(store, base, version.path, version.adapter_hash)
+    adapter = json.loads((version.path / "adapter_config.json").read_text("utf-8"))
+    return Champion(version=version.version, merged=merged, path=version.path, rank=adapter["r"])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def deploy(
@@ -115,7 +142,11 @@ def deploy(
         host = settings.gateway.host
         serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
         app = gateway_app(
-            planned, home=settings.home, config=config and config.resolve(), cores=cores
+            planned,
+            home=settings.home,
+            config=config and config.resolve(),
+            replicas=settings.gateway.replicas,
+            cores=cores,
         )
         serve.run(app, name=APP, route_prefix="/")
     finally:

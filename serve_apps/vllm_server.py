@@ -10,6 +10,9 @@ from typing import Any
 
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.llm import LLMConfig, LLMServer
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 
 
 class InProcessVLLMEngine(VLLMEngine):
@@ -31,6 +34,29 @@ class FactoryLLMServer(LLMServer):
 
     async def _start_engine(self) -> None:
         await self.engine.start()
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Load a LoRA adapter from a local folder, through vLLM's own registry of models.
+
+        `ray.serve.llm` loads adapters from cloud storage only. Raises `RuntimeError`.
+        """
+        request = LoadLoRAAdapterRequest(lora_name=name, lora_path=path)
+        done = await self._models.load_lora_adapter(request)
+        if isinstance(done, ErrorResponse):
+            raise RuntimeError(f"the adapter '{name}' cannot be loaded: {done.error.message}")
+
+    async def unload_adapter(self, name: str) -> None:
+        """Unload it again. Raises `RuntimeError` when there is no such adapter."""
+        loaded = self._models.lora_requests.get(name)
+        done = await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))
+        if isinstance(done, ErrorResponse) or loaded is None:
+            raise RuntimeError(f"the adapter '{name}' is not loaded")
+        # The registry only forgets the name; the weights are the engine's.
+        await self._models.engine_client.remove_lora(loaded.lora_int_id)
+
+    @property
+    def _models(self) -> OpenAIServingModels:
+        return self.engine._oai_models
 
 
 def build_server(config: LLMConfig, *, on_cpu: bool) -> FactoryLLMServer:

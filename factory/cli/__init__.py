@@ -13,7 +13,21 @@ from typing import Annotated
 import typer
 
 from factory import __version__
-from factory.cli import config, costs, evaluation, jobs, keys, models, registry, serving
+from factory.cli import (
+    audit,
+    budgets,
+    cache,
+    config,
+    costs,
+    evaluation,
+    jobs,
+    keys,
+    models,
+    registry,
+    reviews,
+    routing,
+    serving,
+)
 from factory.cli.console import Commands, State
 
 app = typer.Typer(
@@ -28,7 +42,20 @@ app = typer.Typer(
 app.command("up")(serving.up)
 app.command("down")(serving.down)
 app.command("status")(serving.status)
-for group in (models, jobs, evaluation, registry, costs, keys, config):
+for group in (
+    models,
+    jobs,
+    evaluation,
+    registry,
+    costs,
+    budgets,
+    audit,
+    reviews,
+    routing,
+    keys,
+    config,
+    cache,
+):
     app.add_typer(group.app)
 
 

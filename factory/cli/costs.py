@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +13,7 @@ from factory.cli.console import Json, emit, state, table
 
 if TYPE_CHECKING:
     from factory.ledger.report import AccountLine, CostsReport
+    from factory.ledger.success import SuccessLine, SuccessReport
 
 app = typer.Typer(name="costs", no_args_is_help=True, help="What the traffic cost, and why.")
 Moment = Annotated[
@@ -20,15 +23,28 @@ Moment = Annotated[
 
 @app.command()
 def report(
-    context: typer.Context, since: Moment = None, until: Moment = None, json: Json = False
+    context: typer.Context,
+    since: Moment = None,
+    until: Moment = None,
+    human_usd_per_hour: Annotated[
+        float, typer.Option(min=0, max=1e6, help="What an hour of a person costs.")
+    ] = 45.0,
+    json: Json = False,
 ) -> None:
-    """Spend by tier, endpoint and team, and the same traffic priced at the top tier.
+    """Spend by tier, endpoint and team, the same traffic priced at the top tier, and the cost of
+    a successful outcome with people's time.
 
-    Example: factory costs report --since 2026-11-01
+    Example: factory costs report --since 2026-11-01 --human-usd-per-hour 60
     """
+    from factory.config import NANO
+    from factory.ledger.costs import costs
+
+    if math.isnan(human_usd_per_hour):
+        raise typer.BadParameter("--human-usd-per-hour must be a number")
     this = state(context)
-    with this.ledger() as ledger:
-        found = ledger.costs(_utc(since), _utc(until))
+    human_nusd_per_hour = int(Decimal(str(human_usd_per_hour)) * NANO)
+    with this.ledger() as ledger, ledger.read() as connection:
+        found = costs(connection, _utc(since), _utc(until), human_nusd_per_hour)
     if json:
         emit(found.as_dict())
     else:
@@ -48,16 +64,18 @@ def explain(
     Example: factory costs explain req_0123
     """
     from factory.ledger.errors import LedgerError
-    from factory.ledger.report import explain as why
+    from factory.ledger.explanation import explain as why
+    from factory.ledger.outcomes import latest
 
     with state(context).ledger() as ledger:
         found = ledger.request(request_id)
+        outcome = latest(ledger, request_id)
     if found is None:
         raise LedgerError(
             f"the ledger has no request '{request_id}'; "
             "the id stands in the answer's x-factory-request-id header"
         )
-    explanation = why(*found)
+    explanation = why(*found, outcome)
     if json:
         emit(explanation.as_dict())
     else:
@@ -88,6 +106,7 @@ def _show(report: CostsReport, top_model: str) -> None:
     )
     _accounts("endpoint", report.by_endpoint)
     _accounts("team", report.by_team)
+    _successes(report.success)
     if report.latency_p50_ms is not None and report.latency_p95_ms is not None:
         typer.echo(
             f"Latency: p50 {report.latency_p50_ms:.0f} ms, p95 {report.latency_p95_ms:.0f} ms"
@@ -97,6 +116,11 @@ def _show(report: CostsReport, top_model: str) -> None:
     typer.echo(f"Per 1,000 requests:          {_usd(report.cost_per_1k_nusd)} USD")
     typer.echo(f"The same all at {top_model}:".ljust(29) + f"{_usd(total.top_tier_nusd)} USD")
     typer.echo(f"Saved:                       {_usd(report.saving_nusd)} USD{share}")
+    success = report.success.total
+    if success.succeeded:
+        typer.echo(f"Per successful outcome:      {_usd(success.cost_per_success_nusd)} USD")
+    if success.cheapest_viable_share is not None:
+        typer.echo(f"On the cheapest viable tier: {success.cheapest_viable_share:.1%}, or more")
 
 
 def _accounts(what: str, lines: tuple[AccountLine, ...]) -> None:
@@ -116,6 +140,41 @@ def _accounts(what: str, lines: tuple[AccountLine, ...]) -> None:
             for line in lines
         ],
         f"No {what} asked for anything.",
+    )
+
+
+def _successes(report: SuccessReport) -> None:
+    if not report.total.reported:
+        return
+    hour = report.human_nusd_per_hour / 1e9
+    typer.echo(
+        f"Outcomes: {report.total.reported} reported, {report.total.succeeded} successful; "
+        f"an hour of a person at {hour:g} USD"
+    )
+    parts: tuple[tuple[str, tuple[SuccessLine, ...]], ...] = (
+        ("team", report.by_team),
+        ("endpoint", report.by_endpoint),
+        ("model", report.by_model),
+        ("tier", report.by_tier),
+    )
+    table(
+        ("by", "", "reported", "successful", "minutes", "cost USD", "human USD", "per success"),
+        [
+            (
+                what,
+                line.name or "none",
+                line.reported,
+                line.succeeded,
+                f"{line.human_minutes:g}",
+                _usd(line.cost_nusd),
+                _usd(line.human_nusd),
+                _usd(line.cost_per_success_nusd),
+            )
+            for what, lines in parts
+            for line in lines
+            if line.reported
+        ],
+        "No outcome was reported.",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
+import re2
 from pydantic import Field, field_validator
 
 from factory.config.section import Section
@@ -82,13 +83,14 @@ class BannedFilter(_Filter):
     """`banned`."""
     act: Act = "reject"
     """What happens when something is found."""
-    patterns: tuple[str, ...]
-    """Regular expressions."""
+    patterns: tuple[str, ...] = Field(min_length=1)
+    """Regular expressions of RE2, which take linear time on any text: no look-around and no
+    backreferences; `\\b`, `\\w` and `\\d` know only ASCII, `\\pL` and `\\pN` all scripts."""
 
     @field_validator("patterns")
     @classmethod
-    def _compiles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return compiling(value)
+    def _linear(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return linear(value)
 
 
 class JsonSchemaFilter(_Filter):
@@ -132,6 +134,13 @@ class Guard(Section):
             raise ValueError("json_schema looks at answers; move it to guard.output")
         return value
 
+    @field_validator("output")
+    @classmethod
+    def _already_answered(cls, value: tuple[Filter, ...]) -> tuple[Filter, ...]:
+        if any(one.act == "onprem" for one in value):
+            raise ValueError("the act onprem is for requests; use it in guard.input")
+        return value
+
 
 def compiling(patterns: tuple[str, ...]) -> tuple[str, ...]:
     """`patterns`, if all of them are regular expressions. Raises `ValueError`."""
@@ -140,4 +149,25 @@ def compiling(patterns: tuple[str, ...]) -> tuple[str, ...]:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(f"'{pattern}' is not a regular expression: {error}") from error
+    return patterns
+
+
+def linear(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """`patterns`, if RE2 compiles all of them. Raises `ValueError`."""
+    options = re2.Options()
+    options.log_errors = False
+    for pattern in patterns:
+        if not pattern.isascii() and re.search(r"\\[bBwW]", pattern):
+            raise ValueError(
+                f"'{pattern}': beside letters that are not ASCII, \\b and \\w do not work as "
+                r"meant; write (?:^|\PL) and \pL"
+            )
+        try:
+            re2.compile(pattern, options)
+        except re2.error as error:
+            problem = error.args[0].decode() if error.args else "unknown"
+            raise ValueError(
+                f"'{pattern}' is not a regular expression of RE2 (no look-around, no "
+                f"backreferences): {problem}"
+            ) from error
     return patterns

@@ -1,20 +1,24 @@
 """Who asks, and what may they use: bearer keys checked against the ledger, off the event loop.
 
 key = await keys.check("Bearer sk-factory-...")    # ApiError 401
-permit(settings, key, "helpdesk")                  # ApiError 404 or 403
+permit(settings, serving, pinned, key, "helpdesk", "generate")    # ApiError 400, 403, 404
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 from cachetools import TTLCache
 
 from factory.config import Endpoint, Settings
 from factory.gateway.errors import ApiError
+from factory.gateway.served import Pinned, Served, Serving
 from factory.ledger.keys import ApiKey
+
+Task = Literal["generate", "embed"]
 
 FRESH_S = 1.0
 """Seconds a checked key is believed: the longest time a revoked key still works."""
@@ -68,22 +72,46 @@ def usable(settings: Settings, key: ApiKey) -> list[str]:
     return [name for name, endpoint in settings.endpoints.items() if allows(key, name, endpoint)]
 
 
-def permit(settings: Settings, key: ApiKey, name: str) -> Endpoint:
-    """The endpoint `name`. Raises `ApiError` 404 for an unknown one, 403 for a closed one."""
-    endpoint = settings.endpoints.get(name)
+def permit(
+    settings: Settings, serving: Serving, pinned: Pinned, key: ApiKey, name: str, task: Task
+) -> tuple[str, Endpoint, Mapping[int, Served]]:
+    """The endpoint that `model` names, as it is or pinned to one model, and who answers for it.
+
+    A model may be pinned by a key that includes an endpoint with that model on its ladder, and the
+    request is charged to that endpoint. Raises `ApiError` 404 for an unknown name, 403 for a closed
+    one, 400 for one that does something else.
+    """
+    endpoint, one = settings.endpoints.get(name), pinned.get(name)
     if endpoint is not None and allows(key, name, endpoint):
-        return endpoint
+        if endpoint.task != task:
+            raise _wrong_task(name, endpoint.task)
+        return name, endpoint, serving.get(name, {})
+    if endpoint is None and one is not None:
+        for own in usable(settings, key):
+            through = settings.endpoints[own]
+            if one.model in dict(settings.ladder(through)):
+                if through.task != task:
+                    raise _wrong_task(name, through.task)
+                tiers = (0, one.tier) if 0 in through.tiers else (one.tier,)
+                return own, through.model_copy(update={"tiers": tiers}), {one.tier: one}
     choices = ", ".join(usable(settings, key)) or "none"
-    if endpoint is None:
+    if endpoint is None and one is None:
         raise ApiError(
             404,
             "model_not_found",
-            f"there is no endpoint '{name[:64]}'; this key may use: {choices}",
+            f"there is no endpoint or model '{name[:64]}'; this key may use: {choices}",
             param="model",
         )
     raise ApiError(
         403,
         "endpoint_not_allowed",
-        f"this key does not include the endpoint '{name}'; it may use: {choices}",
+        f"this key does not include '{name}'; it may use: {choices}",
         param="model",
+    )
+
+
+def _wrong_task(name: str, task: str) -> ApiError:
+    route = "/v1/embeddings" if task == "embed" else "/v1/chat/completions"
+    return ApiError(
+        400, "wrong_route", f"'{name[:64]}' answers at {route}, not here", param="model"
     )

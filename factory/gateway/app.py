@@ -18,9 +18,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from factory.gateway import access, schema
-from factory.gateway.body import read
+from factory.gateway.body import parse, read
+from factory.gateway.call import Request as Asked
+from factory.gateway.completions import parse_completion
 from factory.gateway.errors import ApiError, unavailable
 from factory.gateway.pipeline import JSON, Gateway, Reply
+from factory.gateway.reviews import shown
 from factory.gateway.stream import EventStream, error_response
 from factory.ledger.errors import LedgerError
 
@@ -52,18 +55,59 @@ def build_app(gateway: Gateway) -> FastAPI:
     app.router.route_class = _Direct
     limit = gateway.settings.gateway.max_body_bytes
 
-    @app.post("/v1/chat/completions", **schema.CHAT)
-    async def chat_completions(request: Request) -> Response:
-        """Answer a conversation; `model` names an endpoint."""
+    async def generate(request: Request, parse: Callable[[bytes], Asked]) -> Response:
         headers = request.headers
-        reply = await gateway.chat(
+        reply = await gateway.generate(
             headers.get("authorization"),
             partial(_body, request, limit),
+            parse,
             headers.get("cache-control", ""),
         )
-        if isinstance(reply, Reply):
-            return Response(reply.body, headers=dict(reply.headers), media_type=reply.media_type)
-        return EventStream(reply)
+        return _whole(reply) if isinstance(reply, Reply) else EventStream(reply)
+
+    @app.post("/v1/chat/completions", **schema.CHAT)
+    async def chat_completions(request: Request) -> Response:
+        """Answer a conversation; `model` names an endpoint, or a model to pin."""
+        return await generate(request, parse)
+
+    @app.post("/v1/completions", **schema.COMPLETIONS)
+    async def completions(request: Request) -> Response:
+        """Continue a text; the older route."""
+        return await generate(request, parse_completion)
+
+    @app.post("/v1/embeddings", **schema.EMBEDDINGS)
+    async def embeddings(request: Request) -> Response:
+        """Turn texts into vectors; `model` names an endpoint with `task: embed`."""
+        authorization = request.headers.get("authorization")
+        return _whole(await gateway.embed(authorization, partial(_body, request, limit)))
+
+    @app.get("/v1/reviews", **schema.REVIEWS)
+    async def reviews(request: Request) -> Response:
+        """What waits for a person, or waited; for keys with the role `reviewer`."""
+        key = await gateway.key(request.headers.get("authorization"))
+        found = await gateway.reviews.waiting(key, request.query_params.get("status"))
+        return _json({"object": "list", "data": [shown(review) for review in found]})
+
+    @app.get("/v1/reviews/{review_id}", **schema.REVIEW)
+    async def review(request: Request) -> Response:
+        """One review, for its own client and for reviewers; its answer once a person decided."""
+        authorization = request.headers.get("authorization")
+        return _whole(await gateway.review(authorization, request.path_params["review_id"]))
+
+    @app.post("/v1/reviews/{review_id}", **schema.DECIDE)
+    async def decide(request: Request) -> Response:
+        """Approve, edit or reject, once."""
+        key = await gateway.key(request.headers.get("authorization"))
+        raw = await _body(request, limit)
+        return _json(
+            shown(await gateway.reviews.decide(key, request.path_params["review_id"], raw))
+        )
+
+    @app.post("/v1/outcomes", **schema.OUTCOMES)
+    async def outcomes(request: Request) -> Response:
+        """Say whether an answer did its job, and how many minutes people spent on it."""
+        key = await gateway.key(request.headers.get("authorization"))
+        return _json(await gateway.outcomes.report(key, await _body(request, limit)), 201)
 
     @app.get("/v1/models", **schema.MODELS)
     async def models(request: Request) -> Response:
@@ -130,6 +174,10 @@ def _model(gateway: Gateway, name: str) -> dict[str, Any]:
     ]
     team = gateway.settings.endpoints[name].team
     return {"id": name, "object": "model", "created": 0, "owned_by": team, "served_by": tiers}
+
+
+def _whole(reply: Reply) -> Response:
+    return Response(reply.body, headers=dict(reply.headers), media_type=reply.media_type)
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -1,5 +1,9 @@
 """Tier 0: the exact cache. The same question to the same models of the same team, answered once.
 
+    key = key_of(call, team, mark)
+    entry = cache.get(key) or await cache.fetch(key, call)
+    cache.put(key, entry, scope)
+
 A request is cached unless it asks for a different answer each time (`temperature` above 0 without
 a `seed`); streaming or not makes no difference. `Cache-Control: no-cache` fetches a new answer and
 keeps it, `no-store` neither looks nor keeps. An answer that a failure degraded is never kept. A
@@ -8,17 +12,26 @@ model version is part of the key, so a promotion or a rollback invalidates what 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
 
 from cachetools import TTLCache
 
 from factory.config import Cache as CacheSettings
 from factory.gateway.answers import Answer
-from factory.gateway.body import ChatRequest
-from factory.gateway.replies import Rendered
+from factory.gateway.call import Call, Request
+from factory.gateway.clock import Clock
+from factory.gateway.replies import Rendered, render
 from factory.gateway.served import Served
+from factory.ledger.answers import Answer as Kept
+from factory.ledger.errors import LedgerError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +54,7 @@ class Policy:
     reason: str
 
 
-def policy(chat: ChatRequest, tiers: tuple[int, ...], cache_control: str) -> Policy:
+def policy(chat: Request, tiers: tuple[int, ...], cache_control: str) -> Policy:
     """The decision for one request, from its fields, its endpoint's tiers and `Cache-Control`."""
     if 0 not in tiers:
         return Policy(False, False, "cache off: the endpoint has no tier 0")
@@ -57,25 +70,100 @@ def policy(chat: ChatRequest, tiers: tuple[int, ...], cache_control: str) -> Pol
 
 
 class ExactCache:
-    """Answers by request, bounded in number and in age, in this process's memory."""
+    """Answers by request, bounded in number and in age: in memory, and in the database below.
 
-    def __init__(self, settings: CacheSettings, monotonic: Callable[[], float]) -> None:
+    What another replica kept, or this one before it was restarted, is found in the database on the
+    first miss in memory. Writing there is not waited for.
+    """
+
+    def __init__(
+        self,
+        settings: CacheSettings,
+        clock: Clock,
+        find: Callable[[str, datetime], Kept | None],
+        keep: Callable[[Kept], None],
+    ) -> None:
+        """`find` looks into the database, in a thread; `keep` has an answer written there."""
         self.on = settings.max_entries > 0
-        self._entries: TTLCache[bytes, Entry] = TTLCache(
-            max(settings.max_entries, 1), settings.ttl_s, timer=monotonic
+        self._settings = settings
+        self._clock = clock
+        self._find = find
+        self._keep = keep
+        self._entries: TTLCache[str, Entry] = TTLCache(
+            max(settings.max_entries, 1), settings.ttl_s, timer=clock.monotonic
         )
 
-    def key(self, chat: ChatRequest, team: str, served: Mapping[int, Served]) -> bytes:
-        """Endpoint, team, the models behind the endpoint, and the request's canonical form."""
-        models = [f"{tier}:{one.model}@{one.version}:{one.off}" for tier, one in served.items()]
-        scope = "\0".join((chat.model, team, *models)).encode()
-        return hashlib.blake2b(scope + b"\0" + chat.canonical(), digest_size=16).digest()
+    def get(self, key: str) -> Entry | None:
+        """The answer in memory, if there is one and it is not too old."""
+        return self._entries.get(key)
 
-    def get(self, key: bytes) -> Entry | None:
-        """The kept answer, if there is one and it is not too old."""
-        return self._entries.get(key) if self.on else None
-
-    def put(self, key: bytes, entry: Entry) -> None:
-        """Keep an answer; the least recently used one makes room."""
-        if self.on:
+    async def fetch(self, key: str, call: Call) -> Entry | None:
+        """The answer in the database; None also when the database does not answer."""
+        try:
+            kept = await asyncio.to_thread(self._find, key, self._clock.now())
+            entry = None if kept is None else _revived(kept.entry, call)
+        except (LedgerError, KeyError, TypeError, ValueError) as error:
+            _log.warning("the kept answer %s cannot be used: %s", key, error)
+            return None
+        if entry is not None:
             self._entries[key] = entry
+        return entry
+
+    def put(
+        self,
+        key: str,
+        entry: Entry,
+        scope: str,
+        question: str | None = None,
+        embedding: bytes | None = None,
+    ) -> bool:
+        """Keep an answer; the least recently used one makes room. False when it is too large."""
+        if len(entry.rendered.whole) > self._settings.max_entry_bytes:
+            return False
+        self._entries[key] = entry
+        now = self._clock.now()
+        self._keep(
+            Kept(
+                key=key,
+                scope=scope,
+                created_at=now,
+                expires_at=now + timedelta(seconds=self._settings.ttl_s),
+                entry=_packed(entry),
+                question=question,
+                embedding=embedding,
+            )
+        )
+        return True
+
+
+def key_of(call: Call, team: str, mark: str) -> str:
+    """Endpoint, team, the models behind the endpoint, its guard, and the request's own form."""
+    return hashlib.blake2b(
+        scope_of(call, team, mark).encode() + b"\0" + call.request.canonical(), digest_size=16
+    ).hexdigest()
+
+
+def scope_of(call: Call, team: str, mark: str) -> str:
+    """Everything but the request that an answer depends on. `mark` changes with the guard."""
+    models = [f"{tier}:{one.model}@{one.version}:{one.off}" for tier, one in call.served.items()]
+    return "\0".join((call.name, team, mark, *models))
+
+
+def _packed(entry: Entry) -> dict[str, Any]:
+    return {
+        "answer": entry.answer.as_dict(),
+        "tier": entry.served.tier,
+        "confidence": entry.confidence,
+        "degraded": entry.degraded,
+    }
+
+
+def _revived(fields: dict[str, Any], call: Call) -> Entry | None:
+    """The entry, said by the model that has its tier now: the key holds that it is the same."""
+    served = call.served.get(fields["tier"])
+    if served is None:
+        return None
+    answer = Answer.from_dict(fields["answer"])
+    request = call.request
+    rendered = render(answer, served.label, request.shows_logprobs, request.route)
+    return Entry(rendered, answer, served, fields["confidence"], fields["degraded"])

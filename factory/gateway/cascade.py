@@ -1,25 +1,28 @@
 """The climb: ask a tier, judge its answer, and follow `factory.routing.ladder` to the next step.
 
-    cascade = Cascade(planned, journey, threshold=0.5, patience=Patience(), jitter=random.random)
-    final = await cascade.run(wants_stream=False)      # Final; ApiError 400 or 503
+    cascade = Cascade(planned, journey, rules)
+    final = await cascade.run(wants_stream=False)      # Final; ApiError 400, 429 or 503
     final = await cascade.run(wants_stream=True)       # Final, or Live from the last possible tier
 
-Every attempt leaves its own charge, also the ones whose answer is not sent.
+Money is held for every attempt before it begins, and every attempt leaves its own charge, also the
+ones whose answer is not sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from factory.gateway.answers import Answer, Gathering, whole
-from factory.gateway.engine import Body, Chunk, EngineError
+from factory.gateway.breakers import Breakers
+from factory.gateway.engine import Body, Chunk, Engine, EngineError, with_logprobs
 from factory.gateway.errors import ApiError, unavailable
 from factory.gateway.journey import Journey
 from factory.gateway.plan import Plan
+from factory.gateway.purse import Denial
 from factory.gateway.served import Served
 from factory.routing.confidence import Verdict, judge
 from factory.routing.ladder import Step, Tried, next_step
@@ -64,22 +67,32 @@ class Live:
     opened: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What holds for one request's attempts."""
+
+    threshold: float
+    """An answer whose confidence is lower asks for the next tier."""
+    patience: Patience
+    jitter: Callable[[], float]
+    """A random number between 0 and 1."""
+    breakers: Breakers
+    hold: Callable[[int], Awaitable[Denial | None]]
+    """Holds nano-dollars for the next attempt, or says why not."""
+    unfit: Callable[[Answer], str]
+    """Why an answer cannot be sent whatever its confidence; empty when it can."""
+
+
 class Cascade:
     """One request's attempts."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        journey: Journey,
-        threshold: float,
-        patience: Patience,
-        jitter: Callable[[], float],
-    ) -> None:
+    def __init__(self, plan: Plan, journey: Journey, rules: Rules) -> None:
         self.plan = plan
         self.journey = journey
-        self.threshold = threshold
-        self.patience = patience
-        self._jitter = jitter
+        self.rules = rules
+        self.patience = rules.patience
+        self._route = plan.call.request.route
+        self._denial: Denial | None = None
         self._tried: list[Tried] = []
         self._answers: dict[int, Answer] = {}
         self._error: EngineError | None = None
@@ -87,7 +100,8 @@ class Cascade:
     async def run(self, wants_stream: bool) -> Final | Live:
         """Climb until an answer may be sent, or, for a stream, until the last tier has begun.
 
-        Raises `ApiError`: 400 when the engine finds the request at fault, 503 when nothing answers.
+        Raises `ApiError`: 400 when the engine finds the request at fault, 429 when no attempt can
+        be paid, 503 when nothing answers.
         """
         journey = self.journey
         journey.reasons += self.plan.route.reasons
@@ -96,11 +110,13 @@ class Cascade:
             step = self._next()
             if step.tier is None:
                 raise self._refusal()
-            served = self.plan.served[step.tier]
+            served = self.plan.call.served[step.tier]
             if step.action == "answer":
                 return self._final(served, step)
             if step.retry:
                 await asyncio.sleep(self._pause())
+            if not await self._permitted(served):
+                continue
             if not wants_stream:
                 await self._attempt(served, collect=False)
             elif self._may_climb(served.tier):
@@ -121,31 +137,51 @@ class Cascade:
         failures = any(one.failure for one in self._tried)
         return Final(served, answer, cacheable=not (step.degraded and failures))
 
+    async def _permitted(self, served: Served) -> bool:
+        """Hold money for an attempt; one that cannot be paid or tried counts as failed."""
+        tier = served.tier
+        if why_not := self.rules.breakers.begin(served):
+            self._tried.append(Tried(tier, failure=why_not))
+            return False
+        longest = self.plan.longest_answers[tier]
+        denial = await self.rules.hold(
+            served.price.nano_usd(self.plan.prompt_tokens[tier], longest)
+        )
+        if denial is None:
+            return True
+        if denial.final and not self._answers:
+            raise denial.error
+        self._denial = denial
+        self._tried.append(Tried(tier, failure=denial.error.message))
+        return False
+
     def _may_climb(self, tier: int) -> bool:
         asked = {one.tier for one in self._tried}
         return any(other not in asked for other in self.plan.ladder.above(tier))
 
     def _pause(self) -> float:
         wait = self._error.retry_after_s if self._error else None
-        return self.patience.retry_s * (1 + self._jitter()) if wait is None else wait
+        return self.patience.retry_s * (1 + self.rules.jitter()) if wait is None else wait
 
     def body(self, served: Served) -> Body:
         """What `served` is asked, with log-probabilities where its answer will be judged."""
         body = self.plan.bodies[served.tier]
         if self.plan.ladder.judged(served.tier):
-            return {**body, "logprobs": True}
+            return with_logprobs(body, self._route)
         return body
 
     def verdict(self, tier: int, answer: Answer) -> Verdict:
         """The judgement of an answer; one that nothing stands above is accepted as it is."""
         if not self.plan.ladder.judged(tier):
             return Verdict(True, None, (f"tier {tier} is the endpoint's highest",))
-        return judge(answer.token_logprobs, self.threshold)
+        if unfit := self.rules.unfit(answer):
+            return Verdict(False, None, (unfit,))
+        return judge(answer.token_logprobs, self.rules.threshold)
 
     async def _attempt(self, served: Served, collect: bool) -> None:
         """Ask for a whole answer. `collect` streams it, so that leaving stops the generation."""
         prompt_tokens = self.plan.prompt_tokens[served.tier]
-        gathering = Gathering()
+        gathering = Gathering(expected=self.plan.call.request.choices)
         begun = self.journey.clock.monotonic()
         reason = "the client left"
         unfinished = True
@@ -156,7 +192,7 @@ class Cascade:
                     await self._collect(served, gathering)
                     answer = gathering.answer(prompt_tokens)
                 else:
-                    completion = await served.engine.chat(self.body(served))
+                    completion = await _engine(served).answer(self.body(served), self._route)
                     answer = whole(completion, prompt_tokens)
             reason = self._judge(served, answer)
             unfinished = False
@@ -197,7 +233,7 @@ class Cascade:
         )
 
     async def _collect(self, served: Served, gathering: Gathering) -> None:
-        async with aclosing(served.engine.stream(self.body(served))) as stream:
+        async with aclosing(_engine(served).stream(self.body(served), self._route)) as stream:
             async for chunk in stream:
                 gathering.add(chunk)
         if gathering.finish_reason is None:
@@ -205,6 +241,7 @@ class Cascade:
 
     def _judge(self, served: Served, answer: Answer) -> str:
         verdict = self.verdict(served.tier, answer)
+        self.rules.breakers.succeeded(served)
         self._answers[served.tier] = answer
         self._tried.append(Tried(served.tier, verdict))
         if verdict.confidence is not None:
@@ -214,6 +251,8 @@ class Cascade:
     def _failed(self, served: Served, error: Exception) -> str:
         problem = as_engine_error(error)
         self._error = problem
+        if not problem.rejected:
+            self.rules.breakers.failed(served)
         wait = problem.retry_after_s
         soon = wait is None or wait <= self.patience.longest_retry_s
         self._tried.append(
@@ -229,9 +268,9 @@ class Cascade:
     async def _open(self, served: Served) -> Live | None:
         """Begin a stream and wait for its first chunk; None, with a charge, when it fails."""
         begun = self.journey.clock.monotonic()
-        stream = served.engine.stream(self.body(served))
+        stream = _engine(served).stream(self.body(served), self._route)
         prompt_tokens = self.plan.prompt_tokens[served.tier]
-        gathering = Gathering()
+        gathering = Gathering(expected=self.plan.call.request.choices)
         reason = "the client left"
         unfinished = True
         try:
@@ -251,6 +290,16 @@ class Cascade:
                 await stream.aclose()
                 self.charge(served, None, gathering, prompt_tokens, begun, reason, unfinished)
 
+    def charge_partial(self, live: Live, reason: str) -> None:
+        """Charge a live stream that ends before its end, and note what was sent of it."""
+        self.charge(
+            live.served, None, live.gathering, live.prompt_tokens, live.opened, reason, True
+        )
+        charge = self.journey.charges[-1]
+        self.journey.answered(
+            live.served, live.served.tier, charge.prompt_tokens, charge.completion_tokens
+        )
+
     def finish(self, live: Live, answer: Answer) -> bool:
         """Judge and charge a live answer after its last token; False when it must not be kept."""
         served = live.served
@@ -264,8 +313,15 @@ class Cascade:
         error = self._error
         if error is not None and error.rejected:
             return ApiError(400, "rejected_by_model", error.message)
+        if error is None and self._denial is not None:
+            return self._denial.error
         what = error.message if error else "no model may answer"
         return unavailable(f"no model could answer: {what}", (error and error.retry_after_s) or 1.0)
+
+
+def _engine(served: Served) -> Engine:
+    assert served.engine is not None, f"{served.label} makes embeddings"
+    return served.engine
 
 
 def ended_early() -> EngineError:

@@ -1,20 +1,29 @@
-"""What the gateway asks of anything that generates text.
+"""What the gateway asks of anything that generates text or makes embeddings.
 
-Bodies, completions and chunks are OpenAI's `chat/completions` objects as plain dictionaries.
+Bodies, completions and chunks are OpenAI's objects as plain dictionaries; the route says whether
+they are those of `chat/completions` or of `completions`.
 Two implementations: `factory.gateway.provider` over HTTP, `serve_apps.engine` on Ray Serve.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+"""One row a text."""
+
+Route = Literal["chat", "completions", "embeddings"]
+"""Which of OpenAI's routes a request came by."""
 Body = dict[str, Any]
-"""An OpenAI chat request."""
+"""An OpenAI request."""
 Completion = dict[str, Any]
-"""An OpenAI `chat.completion`."""
+"""An OpenAI `chat.completion` or `text_completion`."""
 Chunk = dict[str, Any]
-"""An OpenAI `chat.completion.chunk`."""
+"""An OpenAI `chat.completion.chunk` or a streamed `text_completion`."""
 
 
 class EngineError(Exception):
@@ -39,17 +48,43 @@ class EngineError(Exception):
         return self.status in (400, 413, 422)
 
 
+def with_logprobs(body: Body, route: Route = "chat") -> Body:
+    """`body` asking for the log-probabilities by which an answer is judged."""
+    if route == "completions":
+        return {**body, "logprobs": body.get("logprobs") or 0}
+    return {**body, "logprobs": True}
+
+
 class Engine(Protocol):
     """Generates an answer, whole or as a stream."""
 
-    async def chat(self, body: Body) -> Completion:
+    async def answer(self, body: Body, route: Route = "chat") -> Completion:
         """The whole answer. Raises `EngineError`."""
         ...
 
-    def stream(self, body: Body) -> AsyncGenerator[Chunk, None]:
+    async def chat(self, body: Body) -> Completion:
+        """`answer` to a chat."""
+        ...
+
+    def stream(self, body: Body, route: Route = "chat") -> AsyncGenerator[Chunk, None]:
         """The answer in chunks, the last one with `usage`. Closing it stops the generation.
 
         Raises `EngineError`, also between chunks.
+        """
+        ...
+
+    async def check(self) -> None:
+        """Return when the engine can take requests. Raises `EngineError` when it cannot."""
+        ...
+
+
+class EmbeddingEngine(Protocol):
+    """Turns texts into vectors."""
+
+    async def embed(self, texts: Sequence[str]) -> tuple[Vectors, list[int]]:
+        """Float32 vectors of shape (texts, dimensions), and the tokens of each text.
+
+        Raises `EngineError`.
         """
         ...
 

@@ -7,10 +7,10 @@ await settle(journey, recorder, status="ok", http_status=200, ...)    # durable 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic_core import to_json
 
@@ -23,12 +23,21 @@ from factory.ledger.keys import ApiKey
 from factory.ledger.money import usd
 from factory.ledger.records import CacheUse, ChargeKind, ChargeRecord, RequestRecord, Status
 
+if TYPE_CHECKING:
+    from factory.gateway.cache import Entry
+
 _log = logging.getLogger(__name__)
 
 CLIENT_CLOSED = 499
 """Recorded when the client left before its answer was complete; nobody is sent this status."""
 
 _HEADER_LENGTH = 500
+
+_REUSES: dict[CacheUse, tuple[ChargeKind, str]] = {
+    "hit": ("cache", "exact cache hit"),
+    "semantic": ("cache", "semantic cache hit"),
+    "shared": ("shared", "shared with an identical request in flight"),
+}
 
 
 class Recorder(Protocol):
@@ -63,6 +72,12 @@ class Journey:
     """Seconds spent waiting for models."""
     reasons: list[str] = field(default_factory=list)
     charges: list[ChargeRecord] = field(default_factory=list)
+    pays: bool = False
+    """A flight that this request began is paid and settled by the flight, not by its caller."""
+    told: dict[str, str] = field(default_factory=dict)
+    """More headers for the client, such as what is left of its rates."""
+    after: list[Callable[[int], None]] = field(default_factory=list)
+    """Called with the tokens that were really used, once the request is settled."""
     handed_over: bool = False
     """The ledger's writer has it: it will be written, or is lost and logged."""
 
@@ -95,11 +110,12 @@ class Journey:
         completion_tokens: int,
         latency_ms: float,
         reason: str,
+        kind: ChargeKind = "generation",
     ) -> None:
         """Add the price of one attempt, successful or wasted."""
         price = served.price.nano_usd(prompt_tokens, completion_tokens)
         self._add(
-            "generation",
+            kind,
             tier=served.tier,
             model=served.model,
             prompt_tokens=prompt_tokens,
@@ -109,15 +125,29 @@ class Journey:
             reason=reason,
         )
 
-    def charge_cache(self, served: Served, prompt_tokens: int, completion_tokens: int) -> None:
-        """Add the free charge of an answer from the cache."""
+    def reuse(self, entry: Entry) -> None:
+        """Answer with what is kept, or with what another request is getting right now."""
+        answer = entry.answer
+        kind, why = _REUSES[self.cache]
+        self.degraded, self.confidence = entry.degraded, entry.confidence
+        self._free(entry.served, kind, answer.prompt_tokens, answer.completion_tokens, why)
+
+    def reuse_vectors(self, served: Served, prompt_tokens: int) -> None:
+        """Answer with embeddings that are known already."""
+        self._free(served, "cache", prompt_tokens, 0, "all texts were embedded before")
+
+    def _free(
+        self, served: Served, kind: ChargeKind, prompt_tokens: int, completion_tokens: int, why: str
+    ) -> None:
+        self.reasons.append(why)
+        self.answered(served, 0, prompt_tokens, completion_tokens)
         self._add(
-            "cache",
+            kind,
             tier=0,
             model=served.model,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
-            reason="exact cache hit",
+            reason=why,
         )
 
     def charge_refusal(self, reason: str) -> None:
@@ -193,6 +223,7 @@ class Journey:
             "x-factory-route-reason": _plain("; ".join(self.reasons)),
             "x-factory-degraded": "true" if self.degraded else "false",
         }
+        headers |= self.told
         if final:
             headers["x-factory-cost-usd"] = usd(self.cost_nusd)
             headers["x-factory-overhead-ms"] = f"{self.overhead_ms:.3f}"
@@ -221,13 +252,13 @@ def _plain(text: str) -> str:
     return text if len(text) <= _HEADER_LENGTH else text[: _HEADER_LENGTH - 3] + "..."
 
 
-Settlement = Literal["ok", "refused", "error"]
+Outcome = Literal["ok", "refused", "error"]
 
 
 async def settle(
     journey: Journey,
     recorder: Recorder,
-    status: Settlement,
+    status: Outcome,
     http_status: int,
     error: str | None = None,
 ) -> None:
@@ -239,6 +270,9 @@ async def settle(
         journey.charge_refusal(error or "no model was asked")
     record = journey.record(status, http_status, error)
     journey.handed_over = True
+    spent = sum(charge.prompt_tokens + charge.completion_tokens for charge in journey.charges)
+    for correct in journey.after:
+        correct(spent if record.tier else 0)
     try:
         await recorder.record(record, journey.charges)
     except LedgerError as problem:

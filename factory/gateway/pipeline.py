@@ -1,7 +1,7 @@
-"""`Gateway`: the whole way of a chat request, without HTTP and without Ray.
+"""`Gateway`: the whole way of a request, without HTTP and without Ray.
 
     gateway = Gateway(settings, ledger, LedgerWriter(ledger), serving)
-    reply = await gateway.chat(authorization="Bearer sk-factory-...", body=read_body)
+    reply = await gateway.generate("chat", authorization="Bearer sk-factory-...", body=read_body)
 
 `serving` maps endpoint to tier to `Served`; it is read anew for each request, so a promotion takes
 effect by replacing an entry. Every request with a valid key is settled in the ledger, refused ones
@@ -11,34 +11,49 @@ too, before the last byte of its answer is handed out.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import random
 import re
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from factory.config import Endpoint, Settings
+from cachetools import LRUCache
+from pydantic_core import to_json
+
+from factory.config import Settings
 from factory.gateway import access, cache, readiness
-from factory.gateway.answers import Answer
-from factory.gateway.body import ChatRequest, parse
-from factory.gateway.cascade import Cascade, Live, Patience
+from factory.gateway.answers import estimate_tokens
+from factory.gateway.body import parse
+from factory.gateway.breakers import Breakers
+from factory.gateway.call import Asked, Call, Q, Request, scopes, tightest
+from factory.gateway.cascade import Patience
 from factory.gateway.clock import Clock
+from factory.gateway.computation import Computation, Part
+from factory.gateway.embedding import Embedding
+from factory.gateway.embeddings import parse_embeddings
 from factory.gateway.errors import ApiError
-from factory.gateway.journey import CLIENT_CLOSED, Journey, Recorder, Settlement, settle
-from factory.gateway.live import relay
-from factory.gateway.plan import plan
-from factory.gateway.replies import Rendered, Stamp, render
-from factory.gateway.served import Served, Serving
-from factory.ledger.keys import ApiKey, authenticate
+from factory.gateway.flights import Boarding, Flights
+from factory.gateway.guarding import Guarding
+from factory.gateway.journey import Journey
+from factory.gateway.keeper import Keeper
+from factory.gateway.meaning import Meaning
+from factory.gateway.outcomes import Outcomes
+from factory.gateway.purse import Purses
+from factory.gateway.rates import Rates, refusal
+from factory.gateway.replies import Rendered, Stamp, error_event, relayed
+from factory.gateway.reviews import Reviews, answer_of, request_of, shown
+from factory.gateway.served import Pinned, Serving
+from factory.gateway.settlement import Settlement
+from factory.gateway.tier0 import Tier0
+from factory.gateway.turns import Turns
+from factory.ledger.budgets import configured
+from factory.ledger.keys import ApiKey, authenticate, list_keys
 from factory.ledger.report import explain
+from factory.ledger.reviews import Review
 from factory.ledger.store import Ledger
-
-_log = logging.getLogger(__name__)
-_T = TypeVar("_T")
+from factory.ledger.writer import LedgerWriter
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
@@ -56,6 +71,7 @@ class Reply:
     body: bytes
     headers: Mapping[str, str]
     media_type: str = JSON
+    status: int = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,51 +83,106 @@ class Events:
 
 
 Opening = Callable[[], Coroutine[Any, Any, Reply | Events]]
-"""Begins a stream when called. Cancelling it stops the models that were asked."""
+"""Begins a stream when called. Cancelling it leaves the answer to the others who wait for it."""
 
 
 class Gateway:
-    """Answers chat requests for the endpoints of one configuration."""
+    """Answers requests for the endpoints of one configuration."""
 
     def __init__(
         self,
         settings: Settings,
         ledger: Ledger,
-        recorder: Recorder,
+        writer: LedgerWriter,
         serving: Serving,
         *,
+        pinned: Pinned | None = None,
+        meaning: Meaning | None = None,
         patience: Patience | None = None,
         clock: Clock | None = None,
         ids: Callable[[], str] = new_id,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        """Without `meaning` nothing is compared by meaning, and no learned router is asked."""
         self.settings = settings
         self.serving = serving
+        self.pinned = pinned or {}
         self._ledger = ledger
-        self._recorder = recorder
-        self._patience = patience or Patience()
-        self._clock = clock or Clock()
+        self._clock = clock = clock or Clock()
         self._ids = ids
-        self._jitter = jitter
-        self._keys = access.Keys(partial(authenticate, ledger), self._clock.monotonic)
-        self._cache = cache.ExactCache(settings.cache, self._clock.monotonic)
+        self._keys = access.Keys(partial(authenticate, ledger), clock.monotonic)
         self._top_price = settings.models[settings.top_model].price
-        self._patterns = [re.compile(pattern) for pattern in settings.routing.hard_patterns]
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._rates = Rates(share=1 / settings.gateway.replicas)
+        self._flights: Flights[Part, cache.Entry] = Flights()
+        self._keeper = Keeper(ledger, settings.cache.max_entries, clock.now)
+        self._settlement = Settlement(writer)
+        self.reviews = Reviews(ledger, clock)
+        self.outcomes = Outcomes(ledger, clock)
+        self._guarding = Guarding(settings, self.reviews)
+        self._tier0 = Tier0(settings, ledger, clock, self._keeper, self._guarding.mark, meaning)
+        purses = Purses(bank=writer, review=self.reviews.hold, budgets=configured(settings))
+        breakers = Breakers(settings.routing.breaker, clock.monotonic)
+        patience = patience or Patience()
+        self._computation = Computation(
+            settings=settings,
+            settlement=self._settlement,
+            turns=Turns(
+                settings.gateway.max_parallel_requests,
+                settings.gateway.max_queue_s,
+                monotonic=clock.monotonic,
+            ),
+            breakers=breakers,
+            patience=patience,
+            jitter=jitter,
+            patterns=tuple(re.compile(one) for one in settings.routing.hard_patterns),
+            purses=purses,
+            screening=self._guarding.screening,
+            keep=self._tier0.keep,
+        )
+        self._embedding = Embedding(
+            settlement=self._settlement,
+            purses=purses,
+            breakers=breakers,
+            patience=patience,
+            known=LRUCache(settings.cache.embeddings),
+        )
 
-    async def chat(
+    async def generate(
         self,
         authorization: str | None,
         body: Callable[[], Awaitable[bytes]],
+        parse: Callable[[bytes], Request] = parse,
         cache_control: str = "",
     ) -> Reply | Opening:
-        """Answer one request: at once, or for a stream that is not cached by an `Opening`.
+        """Answer a chat or a completion: at once, or for a stream that is not kept by an `Opening`.
 
         Raises `ApiError` for everything that ends without an answer.
         """
+        journey = await self._begin(authorization)
+        async with self._settlement.of(journey, lambda: not journey.pays):
+            found = await self._arrive(journey, parse(await body()), cache_control)
+            if isinstance(found, Reply):
+                return found
+            if not found.request.stream:
+                return await self._whole(journey, found)
+        return lambda: self._stream(journey, found)
+
+    async def embed(self, authorization: str | None, body: Callable[[], Awaitable[bytes]]) -> Reply:
+        """Answer an embeddings request. Raises `ApiError`."""
+        journey = await self._begin(authorization)
+        async with self._settlement.of(journey):
+            asked = parse_embeddings(await body())
+            call = await self._guarding.look(journey, self._permitted(journey, asked, "embed"))
+            self._admit(journey, tokens=expected_tokens(call.request))
+            reply = await self._embedding.run(journey, call)
+        return Reply(reply, journey.headers())
+
+    async def _begin(self, authorization: str | None) -> Journey:
         started = self._clock.monotonic()
-        key = await self._keys.check(authorization)
-        journey = Journey(
+        return self._journey(await self._keys.check(authorization), started)
+
+    def _journey(self, key: ApiKey, started: float) -> Journey:
+        return Journey(
             request_id=self._ids(),
             created_at=self._clock.now(),
             started=started,
@@ -119,125 +190,154 @@ class Gateway:
             key=key,
             top_price=self._top_price,
         )
-        found = await self._guarded(journey, self._arrive(journey, body, cache_control))
-        if isinstance(found, Reply):
-            return found
-        if found.chat.stream:
-            return lambda: self._guarded(journey, self._stream(journey, found))
-        return await self._finish(self._guarded(journey, self._whole(journey, found)))
+
+    def _permitted(
+        self, journey: Journey, request: Q, task: access.Task, approved: bool = False
+    ) -> Call[Q]:
+        """The call, counted against the rates. Raises `ApiError` 400, 403, 404, 429."""
+        name, endpoint, served = access.permit(
+            self.settings, self.serving, self.pinned, journey.key, request.model, task
+        )
+        journey.endpoint = name
+        among = scopes(self.settings, journey.key, name)
+        self._admit(journey, requests=1)
+        return Call(
+            name=name,
+            endpoint=endpoint,
+            request=request,
+            served=served,
+            limits=tightest([limits for _, limits in among]),
+            approved=approved,
+        )
 
     async def _arrive(
-        self, journey: Journey, body: Callable[[], Awaitable[bytes]], cache_control: str
-    ) -> Reply | _Miss:
-        chat = parse(await body())
-        endpoint = access.permit(self.settings, journey.key, chat.model)
-        journey.endpoint = chat.model
-        served = self.serving.get(chat.model, {})
-        policy = cache.policy(chat, endpoint.tiers, cache_control)
-        lookup = b""
-        if self._cache.on and (policy.look or policy.keep):
-            lookup = self._cache.key(chat, journey.key.team, served)
-            entry = self._cache.get(lookup) if policy.look else None
-            if entry is not None:
-                return await self._hit(journey, chat, entry)
-            journey.cache = "miss"
-        if policy.reason:
-            journey.reasons.append(policy.reason)
-        return _Miss(chat, endpoint, served, lookup if policy.keep else b"")
+        self, journey: Journey, request: Request, cache_control: str, approved: bool = False
+    ) -> Reply | Call:
+        """What tier 0 answers, or the call that models must answer."""
+        call = self._permitted(journey, request, "generate", approved)
+        policy = cache.policy(request, call.endpoint.tiers, cache_control)
+        call = self._tier0.keyed(journey, call, policy)
+        entry = await self._tier0.exact(journey, call, policy)
+        if entry is None:
+            call = await self._guarding.look(journey, call)
+            call, entry = await self._tier0.semantic(journey, call, policy)
+        if entry is not None:
+            return await self._hand_over(journey, call, entry)
+        self._admit(journey, tokens=expected_tokens(request))
+        return call
 
-    async def _hit(self, journey: Journey, chat: ChatRequest, entry: cache.Entry) -> Reply:
-        journey.cache = "hit"
-        journey.degraded = entry.degraded
-        journey.confidence = entry.confidence
-        journey.reasons.append("exact cache hit")
-        prompt, completion = entry.answer.prompt_tokens, entry.answer.completion_tokens
-        journey.answered(entry.served, 0, prompt, completion)
-        journey.charge_cache(entry.served, prompt, completion)
-        await settle(journey, self._recorder, "ok", 200)
-        return _finished(journey, chat, entry.rendered)
+    def _admit(self, journey: Journey, *, requests: int = 0, tokens: int = 0) -> None:
+        """Count the request, or its tokens, against the rates. Raises `ApiError` 429 or 413."""
+        among = scopes(self.settings, journey.key, journey.endpoint)
+        now = self._clock.monotonic()
+        admission = self._rates.admit(among, tokens, now, requests=requests)
+        journey.told |= admission.headers()
+        if not admission.ok:
+            raise refusal(admission)
+        if admission.debits:
+            journey.after.append(partial(self._rates.settle, admission))
 
-    async def _whole(self, journey: Journey, miss: _Miss) -> Reply:
-        cascade = await self._cascade(journey, miss)
-        final = await cascade.run(wants_stream=False)
-        assert not isinstance(final, Live)
-        return await self._deliver(journey, miss, final.served, final.answer, final.cacheable)
+    async def _hand_over(self, journey: Journey, call: Call, entry: cache.Entry) -> Reply:
+        """An answer from tier 0: free, and settled as every other."""
+        journey.reuse(entry)
+        await self._settlement.ok(journey)
+        return _finished(journey, call.request, entry.rendered)
 
-    async def _stream(self, journey: Journey, miss: _Miss) -> Reply | Events:
-        cascade = await self._cascade(journey, miss)
-        final = await cascade.run(wants_stream=True)
-        if not isinstance(final, Live):
-            return await self._deliver(journey, miss, final.served, final.answer, final.cacheable)
-        journey.served, journey.tier = final.served, final.served.tier
+    def _board(self, journey: Journey, call: Call) -> Boarding[Part, cache.Entry]:
+        # A key with bounds of its own must not decide for those that have none.
+        key = journey.key
+        bounded = key.limits.model_fields_set or key.budget.model_fields_set
+        mark = f"{call.key}/{key.key_id if bounded else ''}" if call.key else journey.request_id
+        boarding = self._flights.join(mark.encode(), partial(self._computation.run, journey, call))
+        journey.pays = boarding.leader
+        if not boarding.leader:
+            journey.cache = "shared"
+        return boarding
 
-        async def finish(status: Settlement, http_status: int, error: str | None) -> None:
-            await self._finish(settle(journey, self._recorder, status, http_status, error))
+    async def _whole(self, journey: Journey, call: Call) -> Reply:
+        with self._board(journey, call) as boarding:
+            entry = await boarding.result()
+        if not journey.pays:
+            return await self._hand_over(journey, call, entry)
+        return _finished(journey, call.request, entry.rendered)
 
-        def keep(rendered: Rendered, answer: Answer, served: Served) -> None:
-            self._keep(journey, miss, rendered, answer, served)
+    async def _stream(self, journey: Journey, call: Call) -> Reply | Events:
+        """Get on the flight and wait for its first part, so that errors before it stay plain."""
+        async with self._settlement.of(journey, lambda: not journey.pays):
+            boarding = self._board(journey, call)
+            try:
+                first = await anext(boarding, None)
+                if first is None:
+                    return await self._landed(journey, call, await boarding.result())
+                journey.served = first.served
+                journey.tier = first.served.tier if journey.pays else 0
+                events = self._events(journey, call, boarding, first)
+                return Events(events, journey.headers(final=False))
+            except BaseException:
+                boarding.leave()
+                raise
 
-        events = relay(final, cascade, journey, _stamp(journey), miss.chat, finish, keep)
-        return Events(events, journey.headers(final=False))
+    async def _landed(self, journey: Journey, call: Call, entry: cache.Entry) -> Reply:
+        if not journey.pays:
+            return await self._hand_over(journey, call, entry)
+        return _finished(journey, call.request, entry.rendered)
 
-    async def _cascade(self, journey: Journey, miss: _Miss) -> Cascade:
-        routing = self.settings.routing
-        planned = await plan(miss.chat, miss.endpoint, miss.served, routing, self._patterns)
-        return Cascade(planned, journey, routing.confidence_threshold, self._patience, self._jitter)
-
-    async def _deliver(
-        self, journey: Journey, miss: _Miss, served: Served, answer: Answer, cacheable: bool
-    ) -> Reply:
-        rendered = render(answer, served.label, bool(miss.chat.logprobs))
-        journey.answered(served, served.tier, answer.prompt_tokens, answer.completion_tokens)
-        await settle(journey, self._recorder, "ok", 200)
-        if cacheable:
-            self._keep(journey, miss, rendered, answer, served)
-        return _finished(journey, miss.chat, rendered)
-
-    def _keep(
-        self, journey: Journey, miss: _Miss, rendered: Rendered, answer: Answer, served: Served
-    ) -> None:
-        if miss.key:
-            self._cache.put(
-                miss.key,
-                cache.Entry(rendered, answer, served, journey.confidence, journey.degraded),
-            )
-
-    async def _guarded(self, journey: Journey, work: Coroutine[Any, Any, _T]) -> _T:
-        """Settle whatever ends without an answer, then let the error go on to the client."""
+    async def _events(
+        self, journey: Journey, call: Call, boarding: Boarding[Part, cache.Entry], first: Part
+    ) -> AsyncGenerator[bytes, None]:
+        """The rest of a stream for one of its passengers."""
+        stamp, request = _stamp(journey), call.request
+        shows = request.shows_logprobs
         try:
-            return await work
+            async with self._settlement.of(journey, lambda: not journey.pays):
+                with boarding:
+                    yield relayed(stamp, first.served.label, first.chunk, shows)
+                    async for part in boarding:
+                        if event := relayed(stamp, part.served.label, part.chunk, shows):
+                            yield event
+                    entry = await boarding.result()
+                if not journey.pays:
+                    journey.reuse(entry)
+                    await self._settlement.ok(journey)
         except ApiError as error:
-            await self._refuse(journey, error)
-            raise
-        except asyncio.CancelledError:
-            gone = ApiError(CLIENT_CLOSED, "client_closed", "the client left before the answer")
-            await self._refuse(journey, gone)
-            raise
-        except Exception as error:
-            _log.exception("request %s failed by a defect of the gateway", journey.request_id)
-            problem = ApiError(500, "internal_error", "the gateway failed; the log says why")
-            await self._refuse(journey, problem)
-            raise problem from error
-
-    async def _refuse(self, journey: Journey, error: ApiError) -> None:
-        error.headers = journey.headers() | error.headers
-        if journey.handed_over:
+            yield error_event(error)
             return
-        status: Settlement = "refused" if error.status < CLIENT_CLOSED else "error"
-        with contextlib.suppress(ApiError):
-            await self._finish(settle(journey, self._recorder, status, error.status, error.message))
+        yield entry.rendered.ending(stamp, journey.figures(), request.include_usage)
 
-    async def _finish(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Run `work` to its end even if the caller is cancelled meanwhile."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
+    async def review(self, authorization: str | None, review_id: str) -> Reply:
+        """A review, for those whom it concerns. What a person let pass is answered now.
 
-    async def drain(self) -> None:
-        """Wait for the work that departed clients left behind, before the writer is closed."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        Raises `ApiError` 401, 404.
+        """
+        key = await self._keys.check(authorization)
+        review = await self.reviews.get(key, review_id)
+        claimed = await self.reviews.claim(review)
+        if claimed is not None:
+            review = await self._settlement.finish(self._answer_held(claimed))
+        return Reply(to_json(shown(review)), {})
+
+    async def _answer_held(self, review: Review) -> Review:
+        """Answer what was held, as its own client, and keep the reply for whoever polls."""
+        try:
+            if review.stage == "output":
+                reply = answer_of(review)
+            else:
+                reply = await self._held_request(review)
+        except ApiError as error:
+            return await self.reviews.finish(review, error.status, error.body())
+        return await self.reviews.finish(review, 200, reply)
+
+    async def _held_request(self, review: Review) -> bytes:
+        keys = await asyncio.to_thread(list_keys, self._ledger, review.team)
+        key = next((one for one in keys if one.key_id == review.key_id), None)
+        if key is None or key.revoked_at is not None:
+            raise ApiError(401, "invalid_api_key", "the key that asked was revoked meanwhile")
+        journey = self._journey(key, self._clock.monotonic())
+        journey.reasons.append(f"{review.review_id}: {review.status} by {review.decided_by}")
+        async with self._settlement.of(journey, lambda: not journey.pays):
+            found = await self._arrive(journey, request_of(review), "no-store", approved=True)
+            reply = found if isinstance(found, Reply) else await self._whole(journey, found)
+        return reply.body
 
     async def key(self, authorization: str | None) -> ApiKey:
         """Who is asking. Raises `ApiError` 401."""
@@ -257,25 +357,26 @@ class Gateway:
         """Whether the ledger and the models answer."""
         return await readiness.check(partial(self._ledger.request, "readiness"), self.serving)
 
+    async def drain(self) -> None:
+        """Wait for the work that departed clients left behind, before the writer is closed."""
+        await self._flights.drain()
+        await self._settlement.drain()
+        await self._keeper.close()
 
-@dataclass(frozen=True, slots=True)
-class _Miss:
-    """A permitted request that the cache could not answer."""
 
-    chat: ChatRequest
-    endpoint: Endpoint
-    served: Mapping[int, Served]
-    key: bytes
-    """Where its answer is kept; empty when it is not."""
+def expected_tokens(request: Asked) -> int:
+    """Tokens that a request is reckoned with until it is answered, from above."""
+    prompt = estimate_tokens(sum(map(len, request.texts)))
+    return prompt + (request.limit or 0) * request.choices
 
 
 def _stamp(journey: Journey) -> Stamp:
     return Stamp(journey.request_id, int(journey.created_at.timestamp()))
 
 
-def _finished(journey: Journey, chat: ChatRequest, rendered: Rendered) -> Reply:
+def _finished(journey: Journey, request: Request, rendered: Rendered) -> Reply:
     stamp = _stamp(journey)
-    if chat.stream:
-        body = rendered.replay(stamp, journey.figures(), chat.include_usage)
+    if request.stream:
+        body = rendered.replay(stamp, journey.figures(), request.include_usage)
         return Reply(body, journey.headers(), EVENTS)
     return Reply(rendered.completion(stamp), journey.headers())

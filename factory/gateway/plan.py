@@ -1,6 +1,6 @@
 """Before a model is asked: which tiers can hold this request, and where it starts.
 
-planned = await plan(chat, endpoint, served, settings.routing, patterns)    # ApiError 400, 503
+planned = await plan(call, settings.routing, patterns, why_not, estimate)    # ApiError 400, 503
 planned.ladder.usable, planned.route.tier, planned.bodies[1]
 """
 
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from factory.config import Endpoint, Routing
+from factory.config import Limits, Routing
 from factory.gateway.answers import estimate_tokens
-from factory.gateway.body import ChatRequest
+from factory.gateway.call import Call, Request
 from factory.gateway.engine import Body
 from factory.gateway.errors import ApiError, unavailable
 from factory.gateway.served import Served
@@ -24,12 +24,15 @@ from factory.routing.rules import Route, choose
 _LONG = 8_000
 """Characters from which a prompt is counted in a thread, so that other requests go on."""
 
+_USUAL_ANSWER = 1024
+"""Tokens reserved for an answer of a provider when nobody bounds its length."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Everything decided before the first attempt."""
 
-    served: Mapping[int, Served]
+    call: Call
     ladder: Ladder
     route: Route
     start: int
@@ -37,42 +40,54 @@ class Plan:
     """The engine's request, by usable tier."""
     prompt_tokens: Mapping[int, int]
     """Counted or estimated prompt length, by tier."""
+    longest_answers: Mapping[int, int]
+    """Tokens that money is held for, by tier: all choices together."""
 
 
 async def plan(
-    chat: ChatRequest,
-    endpoint: Endpoint,
-    served: Mapping[int, Served],
+    call: Call,
     routing: Routing,
     patterns: Sequence[re.Pattern[str]],
+    why_not: Callable[[Served], str],
 ) -> Plan:
-    """The plan for one request.
+    """The plan for one request. `why_not` says of a model why it is not asked now, or nothing.
 
-    Raises `ApiError` 400 `context_length_exceeded` when no tier can hold it, and 503 when none
-    may answer for another reason.
+    Raises `ApiError` 400 `context_length_exceeded` when no tier can hold the request, 400 when it
+    exceeds the limits of its key, team or endpoint, and 503 when no tier may answer otherwise.
     """
-    turns = [{"role": message.role, "content": message.text} for message in chat.messages]
+    chat, limits = call.request, call.limits
+    _within(chat, limits)
+    turns = chat.turns
     characters = sum(len(turn["content"]) for turn in turns)
     counts: dict[int, int] = {}
     bodies: dict[int, Body] = {}
+    longest: dict[int, int] = {}
     rungs: list[Rung] = []
     full: list[tuple[int, int]] = []
-    for tier, one in served.items():
+    for tier, one in call.served.items():
+        off = one.off or why_not(one)
+        if chat.uses_tools and not one.tools:
+            off = off or "its engine does not recognize tool calls (engine_kwargs.tool_call_parser)"
         if one.count_tokens is None:
             counts[tier] = estimate_tokens(characters)
-            why_not = one.off
+            too_long = ""
         else:
             counts[tier] = await _count(one, turns, characters)
-            why_not = one.off or _too_long(counts[tier], chat.limit, one.max_model_len)
-            if why_not and not one.off:
+            too_long = _too_long(counts[tier], chat.limit, one.max_model_len)
+            if too_long and not off:
                 full.append((one.max_model_len, counts[tier]))
-        rungs.append(Rung(tier, one.external, why_not))
-        bodies[tier] = _body(chat, one, counts[tier])
-    ladder = climbable(endpoint, rungs)
+        rungs.append(Rung(tier, one.external, off or too_long))
+        bodies[tier] = _body(chat, one, counts[tier], limits)
+        room = max(one.max_model_len - counts[tier], 1)
+        most = bodies[tier].get("max_tokens") or chat.limit or min(room, _USUAL_ANSWER)
+        longest[tier] = most * chat.choices
+    ladder = climbable(call.endpoint, rungs)
     first = next((counts[tier] for tier in ladder.usable), 0)
+    if limits.max_input_tokens is not None and first > limits.max_input_tokens:
+        raise _too_many(first, limits.max_input_tokens)
     route = choose(
         extract([(turn["role"], turn["content"]) for turn in turns], first, patterns),
-        endpoint,
+        call.endpoint,
         ladder.usable,
         routing,
     )
@@ -81,7 +96,29 @@ async def plan(
             raise _context_exceeded(*max(full), chat.limit)
         why = "; ".join(why for _, why in ladder.blocked) or "the endpoint has only tier 0"
         raise unavailable(f"no model can answer for this endpoint now: {why}", 5)
-    return Plan(served, ladder, route, route.tier, bodies, counts)
+    return Plan(call, ladder, route, route.tier, bodies, counts, longest)
+
+
+def _within(chat: Request, limits: Limits) -> None:
+    most = limits.max_output_tokens
+    if most is not None and chat.limit is not None and chat.limit > most:
+        raise ApiError(
+            400,
+            "max_output_tokens_exceeded",
+            f"max_tokens asks for {chat.limit}, but this key, team or endpoint allows {most} "
+            "(max_output_tokens); ask for fewer",
+            param="max_tokens",
+        )
+
+
+def _too_many(tokens: int, most: int) -> ApiError:
+    return ApiError(
+        400,
+        "max_input_tokens_exceeded",
+        f"the prompt has {tokens} tokens, but this key, team or endpoint allows {most} "
+        "(max_input_tokens); shorten it",
+        param="messages",
+    )
 
 
 async def _count(served: Served, turns: Sequence[Mapping[str, str]], characters: int) -> int:
@@ -104,12 +141,17 @@ def _too_long(prompt: int, limit: int | None, room: int) -> str:
     return "" if prompt + wanted <= room else f"{prompt} + {wanted} tokens exceed {room}"
 
 
-def _body(chat: ChatRequest, served: Served, prompt_tokens: int) -> Body:
-    """The client's fields; without its own limit an answer may fill the rest of the context."""
+def _body(chat: Request, served: Served, prompt_tokens: int, limits: Limits) -> Body:
+    """The client's fields. Without a limit of its own an answer may fill the rest of the context,
+    up to what the key, team and endpoint allow."""
     body = chat.engine_body()
-    if chat.limit is None and served.count_tokens is not None:
-        body["max_tokens"] = max(served.max_model_len - prompt_tokens, 1)
-    return body
+    if chat.limit is not None:
+        return body
+    most = limits.max_output_tokens
+    if served.count_tokens is not None:
+        room = max(served.max_model_len - prompt_tokens, 1)
+        most = room if most is None else min(room, most)
+    return body if most is None else {**body, "max_tokens": most}
 
 
 def _context_exceeded(room: int, prompt: int, limit: int | None) -> ApiError:

@@ -10,15 +10,17 @@ the provider's own message; the key never appears in them.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import openai
 from pydantic import SecretStr
 
 from factory.config import Model, ProviderSource
 from factory.gateway.answers import garbage
-from factory.gateway.engine import Body, Chunk, Completion, EngineError
+from factory.gateway.engine import Body, Chunk, Completion, EngineError, Route, Vectors
 from factory.gateway.served import Served
 
 TIMEOUT = openai.Timeout(120.0, connect=5.0)
@@ -47,10 +49,10 @@ class OpenAIEngine:
             timeout=timeout,
         )
 
-    async def chat(self, body: Body) -> Completion:
+    async def answer(self, body: Body, route: Route = "chat") -> Completion:
         """The whole answer. Raises `EngineError`."""
         try:
-            raw = await self._client.chat.completions.with_raw_response.create(
+            raw = await self._resource(route).with_raw_response.create(
                 **{**body, "model": self.model}
             )
             completion = raw.http_response.json()
@@ -60,7 +62,11 @@ class OpenAIEngine:
             raise garbage()
         return completion
 
-    async def stream(self, body: Body) -> AsyncGenerator[Chunk, None]:
+    async def chat(self, body: Body) -> Completion:
+        """`answer` to a chat."""
+        return await self.answer(body)
+
+    async def stream(self, body: Body, route: Route = "chat") -> AsyncGenerator[Chunk, None]:
         """The answer in chunks, the last one with `usage`. Raises `EngineError`."""
         asked: Any = {
             **body,
@@ -69,11 +75,28 @@ class OpenAIEngine:
             "stream_options": {"include_usage": True},
         }
         try:
-            async with await self._client.chat.completions.create(**asked) as chunks:
+            async with await self._resource(route).create(**asked) as chunks:
                 async for chunk in chunks:
                     yield chunk.model_dump(exclude_unset=True)
         except Exception as error:
             raise self._translate(error) from None
+
+    async def embed(self, texts: Sequence[str]) -> tuple[Vectors, list[int]]:
+        """Vectors of shape (texts, dimensions), and the tokens of each text.
+
+        A provider counts all texts together; each gets a share by its length.
+        Raises `EngineError`.
+        """
+        try:
+            raw = await self._client.embeddings.with_raw_response.create(
+                model=self.model, input=list(texts), encoding_format="float"
+            )
+            return _vectors(raw.http_response.json(), texts)
+        except Exception as error:
+            raise self._translate(error) from None
+
+    def _resource(self, route: Route) -> Any:
+        return self._client.completions if route == "completions" else self._client.chat.completions
 
     async def check(self) -> None:
         """Return when the provider answers. Raises `EngineError`."""
@@ -114,6 +137,20 @@ class OpenAIEngine:
 
     def _clean(self, text: str) -> str:
         return text.replace(self._key.get_secret_value() or "\0", "***")[:_MESSAGE_LENGTH]
+
+
+def _vectors(reply: Any, texts: Sequence[str]) -> tuple[Vectors, list[int]]:
+    rows = sorted(reply["data"], key=lambda row: int(row["index"]))
+    vectors = np.array([row["embedding"] for row in rows], dtype=np.float32)
+    if len(rows) != len(texts) or vectors.ndim != 2 or not np.isfinite(vectors).all():
+        raise ValueError("these are not the embeddings of the texts")
+    return vectors, _shares(int(reply["usage"]["prompt_tokens"]), [len(text) for text in texts])
+
+
+def _shares(total: int, lengths: Sequence[int]) -> list[int]:
+    """`total` divided by length, without losing or adding any."""
+    ends = [total * done // max(sum(lengths), 1) for done in accumulate(lengths)]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _retry_after(header: str | None) -> float | None:

@@ -59,7 +59,7 @@ async def _model(served: Served) -> str:
         return served.off
     try:
         async with asyncio.timeout(CHECK_S):
-            await served.engine.check()
+            await served.check()
     except TimeoutError:
         return "no answer in time"
     except EngineError as error:

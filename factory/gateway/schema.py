@@ -1,32 +1,106 @@
-"""What the routes' OpenAPI document says: request bodies, parameters, answers and errors."""
+"""What the routes' OpenAPI document says: request bodies, parameters, answers and errors.
+
+@app.post("/v1/chat/completions", **schema.CHAT)
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Depends
 from fastapi.security import HTTPBearer
+from pydantic import BaseModel
 
 from factory.gateway.body import ChatRequest
+from factory.gateway.completions import CompletionRequest
+from factory.gateway.embeddings import EmbeddingRequest
 
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": "string"},
-            },
-        }
-    },
-}
-_OBJECT = {"application/json": {"schema": {"type": "object"}}}
+Json = dict[str, Any]
+
 _BEARER = HTTPBearer(auto_error=False, description="A key from `factory keys create`")
+_KEY: Json = {"dependencies": [Depends(_BEARER)]}
+"""Puts the key into the document; the gateway itself checks it."""
+
+_STRING: Json = {"type": "string"}
+_COUNT: Json = {"type": "integer", "minimum": 0}
+
+
+def _object(required: Mapping[str, Json], **optional: Json) -> Json:
+    """An object with these properties; others may follow."""
+    properties = {**required, **optional}
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
+def _nullable(kind: str) -> Json:
+    return {"type": [kind, "null"]}
+
+
+def _list(items: Json) -> Json:
+    return {"type": "array", "items": items}
+
+
+_ANY: Json = {"type": "object"}
+_ERROR = _object(
+    {
+        "error": _object(
+            {
+                "message": _STRING,
+                "type": _STRING,
+                "param": _nullable("string"),
+                "code": _STRING,
+            }
+        )
+    }
+)
+_USAGE = _object({"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT})
+_CALL = _object(
+    {
+        "id": _STRING,
+        "type": {"const": "function"},
+        "function": _object({"name": _STRING, "arguments": _STRING}),
+    }
+)
+_MESSAGE = _object(
+    {
+        "role": {"const": "assistant"},
+        "content": _nullable("string"),
+        "refusal": _nullable("string"),
+    },
+    tool_calls=_list(_CALL),
+)
+_ENDING: dict[str, Json] = {"logprobs": _nullable("object"), "finish_reason": _STRING}
+
+
+def _completion(kind: str, choice: Mapping[str, Json]) -> Json:
+    return _object(
+        {
+            "id": _STRING,
+            "object": {"const": kind},
+            "created": {"type": "integer"},
+            "model": _STRING,
+            "choices": _list(_object({"index": _COUNT, **choice, **_ENDING})),
+            "usage": _USAGE,
+        }
+    )
+
+
+_VECTOR = {"oneOf": [_list({"type": "number"}), _STRING]}
+_EMBEDDINGS = _object(
+    {
+        "object": {"const": "list"},
+        "data": _list(
+            _object({"object": {"const": "embedding"}, "index": _COUNT, "embedding": _VECTOR})
+        ),
+        "model": _STRING,
+        "usage": _object({"prompt_tokens": _COUNT, "total_tokens": _COUNT}),
+    }
+)
+_LISTING = _object({"object": {"const": "list"}, "data": _list(_ANY)})
+
+
+def _json(schema: Json) -> Json:
+    return {"application/json": {"schema": schema}}
 
 
 def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
@@ -40,66 +114,139 @@ def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
     return node
 
 
-def _request_body() -> dict[str, Any]:
-    document = ChatRequest.model_json_schema()
+def _body(request: type[BaseModel]) -> Json:
+    document = request.model_json_schema()
     schema = _inlined(document, document.get("$defs", {}))
-    return {"required": True, "content": {"application/json": {"schema": schema}}}
+    return {"requestBody": {"required": True, "content": _json(schema)}}
 
 
-def _responses(good: str, content: dict[str, Any], **errors: str) -> dict[int | str, Any]:
-    answers: dict[int | str, Any] = {200: {"description": good, "content": content}}
-    for status, description in errors.items():
-        answers[int(status.removeprefix("s"))] = {
-            "description": description,
-            "content": {"application/json": {"schema": _ERROR}},
+_ERRORS = {
+    400: "The request cannot be answered as it is",
+    401: "The key is missing, unknown or revoked",
+    403: "The key does not include this",
+    404: "There is no such thing, or it is another team's",
+    409: "It has been decided already",
+    413: "The body is too large",
+    429: "Over a rate, a budget or the number of parallel requests; `Retry-After` says when",
+    503: "Nothing can answer now, or the ledger is down; `Retry-After` says when",
+}
+_WAIT = {"Retry-After": {"description": "Seconds", "schema": _STRING}}
+
+
+def _errors(*statuses: int) -> dict[int | str, Json]:
+    return {
+        status: {
+            "description": _ERRORS[status],
+            "content": _json(_ERROR),
+            **({"headers": _WAIT} if status in (429, 503) else {}),
         }
-    return answers
+        for status in statuses
+    }
 
 
-_KEY: dict[str, Any] = {"dependencies": [Depends(_BEARER)]}
-"""Puts the key into the document; the gateway itself checks it."""
+def _route(good: str, content: Json, *errors: int, **extra: Any) -> Json:
+    """A route that needs a key."""
+    responses = {200: {"description": good, "content": content}, **_errors(401, 503, *errors)}
+    return {"responses": responses, **_KEY, **({"openapi_extra": extra} if extra else {})}
 
-CHAT: dict[str, Any] = {
-    "responses": _responses(
-        "A chat.completion, or its chunks as server-sent events",
-        {**_OBJECT, "text/event-stream": {"schema": {"type": "string"}}},
-        s400="The request cannot be answered as it is",
-        s401="The key is missing, unknown or revoked",
-        s403="The key does not include this endpoint",
-        s404="There is no such endpoint",
-        s413="The body is too large",
-        s503="No model can answer now, or the ledger is down",
+
+def _in_path(name: str) -> list[Json]:
+    return [{"name": name, "in": "path", "required": True, "schema": _STRING}]
+
+
+def _generating(good: str, content: Json, request: type[BaseModel]) -> Json:
+    route = _route(good, content, 400, 403, 404, 413, 429, **_body(request))
+    held = "A person must look at it first; `review` says where its outcome will stand"
+    route["responses"][202] = {"description": held, "content": _json(_ANY)}
+    return route
+
+
+_EVENTS: Json = {"text/event-stream": {"schema": _STRING}}
+
+CHAT: Json = _generating(
+    "A chat.completion, or its chunks as server-sent events",
+    {**_json(_completion("chat.completion", {"message": _MESSAGE})), **_EVENTS},
+    ChatRequest,
+)
+COMPLETIONS: Json = _generating(
+    "A text_completion, or its chunks as server-sent events",
+    {**_json(_completion("text_completion", {"text": _STRING})), **_EVENTS},
+    CompletionRequest,
+)
+EMBEDDINGS: Json = _generating("One embedding a text", _json(_EMBEDDINGS), EmbeddingRequest)
+MODELS: Json = _route("The endpoints", _json(_LISTING))
+REQUESTS: Json = _route(
+    "The request and its charges", _json(_ANY), 404, parameters=_in_path("request_id")
+)
+REVIEWS: Json = _route(
+    "The requests of your team that wait for a person, the oldest first",
+    _json(_LISTING),
+    400,
+    403,
+    parameters=[
+        {
+            "name": "status",
+            "in": "query",
+            "required": False,
+            "schema": {"enum": ["open", "approved", "edited", "rejected"]},
+        }
+    ],
+)
+REVIEW: Json = _route(
+    "One review, with the answer once it is decided",
+    _json(_ANY),
+    403,
+    404,
+    parameters=_in_path("review_id"),
+)
+_DECISION: Json = {
+    **_object(
+        {"decision": {"enum": ["approve", "edit", "reject"]}},
+        text={**_nullable("string"), "description": "What is sent instead, for `edit`"},
+        note={**_nullable("string"), "description": "Why, for the audit log"},
     ),
-    **_KEY,
-    "openapi_extra": {"requestBody": _request_body()},
+    "additionalProperties": False,
 }
-MODELS: dict[str, Any] = {
-    "responses": _responses("The endpoints", _OBJECT, s401="The key is not valid"),
-    **_KEY,
-}
-REQUESTS: dict[str, Any] = {
-    "responses": _responses(
-        "The request and its charges",
-        _OBJECT,
-        s401="The key is not valid",
-        s404="Your team has no such request",
+DECIDE: Json = _route(
+    "The review as decided",
+    _json(_ANY),
+    400,
+    403,
+    404,
+    409,
+    413,
+    parameters=_in_path("review_id"),
+    requestBody={"required": True, "content": _json(_DECISION)},
+)
+_OUTCOME: Json = {
+    **_object(
+        {
+            "request_id": _STRING,
+            "success": {"type": "boolean", "description": "Whether the answer did its work"},
+        },
+        human_minutes={
+            "type": ["number", "null"],
+            "minimum": 0,
+            "description": "Time that people spent on it",
+        },
+        comment=_nullable("string"),
     ),
-    **_KEY,
-    "openapi_extra": {
-        "parameters": [
-            {
-                "name": "request_id",
-                "in": "path",
-                "required": True,
-                "schema": {"type": "string"},
-            }
-        ],
-    },
+    "additionalProperties": False,
 }
-HEALTH: dict[str, Any] = {"responses": _responses("Alive", _OBJECT)}
-READY: dict[str, Any] = {
+OUTCOMES: Json = _route(
+    "The outcome as noted",
+    _json(_ANY),
+    400,
+    403,
+    404,
+    409,
+    413,
+    requestBody={"required": True, "content": _json(_OUTCOME)},
+)
+HEALTH: Json = {"responses": {200: {"description": "Alive", "content": _json(_ANY)}}}
+READY: Json = {
     "responses": {
-        **_responses("Ready", _OBJECT),
-        503: {"description": "Not ready; `problems` says why", "content": _OBJECT},
+        200: {"description": "Ready", "content": _json(_ANY)},
+        503: {"description": "Not ready; `problems` says why", "content": _json(_ANY)},
     }
 }

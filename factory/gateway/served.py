@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from factory.config import Price
-from factory.gateway.engine import Engine
+from factory.gateway.engine import EmbeddingEngine, Engine
 
 Turns = Sequence[Mapping[str, str]]
 """Messages with plain text content: `{"role": ..., "content": ...}`."""
@@ -29,19 +29,32 @@ class Served:
     """Shown to clients, for example `smollm2-135m/helpdesk@3`."""
     price: Price
     """List price of its tokens."""
-    engine: Engine
-    """Generates the answers."""
+    engine: Engine | None = None
+    """Generates the answers; None for an encoder."""
+    embedder: EmbeddingEngine | None = None
+    """Makes embeddings; None for everything else."""
     max_model_len: int
     """Context length in tokens, prompt and answer together."""
     adapter: str | None = None
     """The adapter it wears."""
     count_tokens: Callable[[Turns], int] | None = None
     """Prompt length with the model's own chat template; None when only the engine can tell."""
+    tools: bool = True
+    """Its engine recognizes tool calls that the model makes of its own accord."""
     external: bool = False
     """Prompts leave the cluster; closed to restricted endpoints."""
     off: str = ""
     """Why it is switched off by configuration; empty when it is on."""
 
+    async def check(self) -> None:
+        """Return when it can take requests. Raises `EngineError` when it cannot."""
+        answering = self.engine or self.embedder
+        assert answering is not None
+        await answering.check()
+
 
 Serving = Mapping[str, Mapping[int, Served]]
 """Endpoint to tier to model."""
+
+Pinned = Mapping[str, Served]
+"""What a request may name instead of an endpoint: `MODEL`, `MODEL:ADAPTER`, with `@VERSION`."""

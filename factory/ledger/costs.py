@@ -5,17 +5,39 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, Integer, cast, func, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Integer,
+    and_,
+    case,
+    cast,
+    func,
+    not_,
+    or_,
+    select,
+)
 
+from factory.ledger.outcomes import counts_for
 from factory.ledger.report import ChargeGroup, CostsReport, RequestGroup, assemble, rank
-from factory.ledger.schema import CHARGES, REQUESTS, within
+from factory.ledger.schema import CHARGES, OUTCOMES, REQUESTS, within
+from factory.ledger.success import HUMAN_NUSD_PER_HOUR, SuccessGroup, assemble_success
 
 
-def costs(connection: Connection, since: datetime | None, until: datetime | None) -> CostsReport:
+def costs(
+    connection: Connection,
+    since: datetime | None,
+    until: datetime | None,
+    human_nusd_per_hour: int = HUMAN_NUSD_PER_HOUR,
+) -> CostsReport:
     """The report of requests created from `since` up to, not including, `until`.
 
+    `human_nusd_per_hour` is the price of the human time in the outcomes.
     `connection` must see one moment in all its queries, as `Ledger.read` gives it.
     """
     window = within(since, until)
@@ -56,4 +78,76 @@ def costs(connection: Connection, since: datetime | None, until: datetime | None
     p50, p95 = (
         connection.scalar(latency.offset(rank(answered, percent) - 1)) for percent in (50, 95)
     )
-    return assemble(request_groups, charge_groups, p50, p95, since=since, until=until)
+    return assemble(
+        request_groups,
+        charge_groups,
+        p50,
+        p95,
+        since=since,
+        until=until,
+        success=assemble_success(_success_groups(connection, window), human_nusd_per_hour),
+    )
+
+
+def _success_groups(
+    connection: Connection, window: Sequence[ColumnElement[bool]]
+) -> list[SuccessGroup]:
+    human_ms = cast(func.round(OUTCOMES.c.human_minutes * 60_000), BigInteger)
+    reported = OUTCOMES.c.outcome_id.is_not(None)
+    group = (
+        REQUESTS.c.team,
+        REQUESTS.c.endpoint,
+        REQUESTS.c.tier,
+        REQUESTS.c.model,
+        REQUESTS.c.status,
+    )
+    query = (
+        select(
+            *group,
+            func.count(),
+            func.count(OUTCOMES.c.outcome_id),
+            func.sum(case((OUTCOMES.c.success, 1), else_=0)),
+            func.coalesce(func.sum(human_ms), 0),
+            func.sum(REQUESTS.c.cost_nusd),
+            func.sum(case((reported, REQUESTS.c.cost_nusd), else_=0)),
+            func.sum(case((_on_the_cheapest_viable_tier(connection, window), 1), else_=0)),
+        )
+        .join_from(REQUESTS, OUTCOMES, counts_for(REQUESTS.c.request_id), isouter=True)
+        .where(*window)
+        .group_by(*group)
+    )
+    size = len(group)
+    return [SuccessGroup(*row[:size], *map(int, row[size:])) for row in connection.execute(query)]
+
+
+def _on_the_cheapest_viable_tier(
+    connection: Connection, window: Sequence[ColumnElement[bool]]
+) -> ColumnElement[bool]:
+    """The condition that no lower tier which answers for the endpoint was skipped."""
+    accepted = (
+        select(REQUESTS.c.tier, REQUESTS.c.endpoint)
+        .where(REQUESTS.c.status == "ok", REQUESTS.c.tier >= 1, ~REQUESTS.c.degraded, *window)
+        .distinct()
+    )
+    # Looked up first: as a subquery, SQLite would work it out anew for every request.
+    endpoints: dict[int, list[str]] = defaultdict(list)
+    for tier, endpoint in connection.execute(accepted):
+        endpoints[tier].append(endpoint)
+    skipped = [
+        and_(
+            REQUESTS.c.tier > tier,
+            REQUESTS.c.endpoint.in_(names),
+            ~select(CHARGES.c.charge_id)
+            .where(CHARGES.c.request_id == REQUESTS.c.request_id, CHARGES.c.tier == tier)
+            .correlate(REQUESTS)
+            .exists(),
+        )
+        for tier, names in endpoints.items()
+    ]
+    return and_(
+        REQUESTS.c.status == "ok",
+        REQUESTS.c.tier.is_not(None),
+        ~REQUESTS.c.degraded,
+        or_(OUTCOMES.c.success.is_(None), OUTCOMES.c.success),
+        *(not_(each) for each in skipped),
+    )

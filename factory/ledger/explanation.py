@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from factory.ledger.money import usd
+from factory.ledger.outcomes import Outcome
 from factory.ledger.records import ChargeRecord, RequestRecord
 
 
@@ -22,6 +23,8 @@ class Explanation:
 
     request: RequestRecord
     charges: tuple[ChargeRecord, ...]
+    outcome: Outcome | None = None
+    """The outcome that counts; None while none was reported."""
 
     def lines(self) -> list[str]:
         """The explanation as sentences for people."""
@@ -54,6 +57,8 @@ class Explanation:
             f"cost {usd(asked.cost_nusd)} USD; at the top tier {usd(asked.top_tier_nusd)} USD; "
             f"{asked.latency_ms:.1f} ms, {asked.overhead_ms:.1f} ms of it overhead."
         )
+        if self.outcome is not None:
+            lines.append(_told(self.outcome))
         return lines
 
     def __str__(self) -> str:
@@ -68,13 +73,26 @@ class Explanation:
             "cost_usd": usd(self.request.cost_nusd),
             "top_tier_usd": usd(self.request.top_tier_nusd),
             "charges": [_part(charge) for charge in self.charges],
+            "outcome": self.outcome.as_dict() if self.outcome else None,
         }
         return asked
 
 
-def explain(request: RequestRecord, charges: Iterable[ChargeRecord]) -> Explanation:
-    """Why `request` was answered as it was, and what each of its charges was for."""
-    return Explanation(request, tuple(sorted(charges, key=lambda charge: charge.seq)))
+def explain(
+    request: RequestRecord, charges: Iterable[ChargeRecord], outcome: Outcome | None = None
+) -> Explanation:
+    """Why `request` was answered as it was, what each charge was for, and what came of it."""
+    ordered = tuple(sorted(charges, key=lambda charge: charge.seq))
+    return Explanation(request, ordered, outcome)
+
+
+def _told(outcome: Outcome) -> str:
+    return (
+        f"outcome: {'success' if outcome.success else 'no success'}, "
+        f"{outcome.human_minutes:g} human minutes, reported by "
+        f"{outcome.reporter or 'somebody'} at {outcome.created_at.isoformat(timespec='seconds')}"
+        + (f": {outcome.comment}" if outcome.comment else "")
+    )
 
 
 def _part(charge: ChargeRecord) -> dict[str, Any]:

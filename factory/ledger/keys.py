@@ -1,7 +1,8 @@
-"""API keys: who is calling, which team pays, which endpoints it may use.
+"""API keys: who is calling, which team pays, what the key may do and how much.
 
     secret, key = create_key(ledger, settings, "support", ["*"])   # the secret is shown once
     key = authenticate(ledger, secret)                             # None: unknown or revoked
+    gone = revoked_since(ledger, a_moment_ago)                     # to forget keys that are cached
 
 Only the SHA-256 of a secret is stored. That is enough for a secret of 256 random bits, which
 nobody can guess from its hash, and costs a request microseconds where a password hash would cost
@@ -14,16 +15,22 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, get_args
 
+from pydantic import ValidationError
 from sqlalchemy import Row, bindparam, select
 
-from factory.config import Settings
+from factory.config import Budget, Limits, Settings
 from factory.ledger.errors import LedgerError
 from factory.ledger.schema import API_KEYS
 from factory.ledger.store import Ledger
+
+Role = Literal["inference", "reviewer", "admin"]
+"""`inference` asks models, `reviewer` decides what waits for a person, `admin` sees and does
+everything over HTTP."""
+ROLES: tuple[Role, ...] = get_args(Role)
 
 PREFIX = "sk-factory-"
 ALL = "*"
@@ -44,6 +51,26 @@ class ApiKey:
     """Names of endpoints; `("*",)` means all of the team."""
     created_at: datetime
     revoked_at: datetime | None = None
+    roles: tuple[Role, ...] = ("inference",)
+    """What the key may do, in the order of `ROLES`."""
+    budget: Budget = field(default_factory=Budget)
+    """Money that may be spent with this key, within its team's and endpoint's budgets."""
+    limits: Limits = field(default_factory=Limits)
+    """Bounds on the key's requests, within its team's and endpoint's limits."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; of budget and limits only what is set."""
+        return {
+            "key_id": self.key_id,
+            "prefix": self.prefix,
+            "team": self.team,
+            "endpoints": list(self.endpoints),
+            "roles": list(self.roles),
+            "budget": _plain(self.budget),
+            "limits": _plain(self.limits),
+            "created_at": self.created_at.isoformat(),
+            "revoked_at": self.revoked_at and self.revoked_at.isoformat(),
+        }
 
 
 def now() -> datetime:
@@ -57,12 +84,15 @@ def create_key(
     team: str,
     endpoints: Sequence[str] = (ALL,),
     *,
+    roles: Sequence[str] = ("inference",),
+    budget: Budget = Budget(),
+    limits: Limits = Limits(),
     clock: Callable[[], datetime] = now,
     token: Callable[[int], str] = secrets.token_urlsafe,
 ) -> tuple[str, ApiKey]:
     """Make a key for `team`; returns the secret, which cannot be shown again, and the key.
 
-    Raises `LedgerError` for an unknown team, or an endpoint that is not the team's.
+    Raises `LedgerError` for an unknown team or role, or an endpoint that is not the team's.
     """
     if team not in settings.teams:
         raise LedgerError(
@@ -76,6 +106,10 @@ def create_key(
             f"'{strangers[0]}' is not an endpoint of team '{team}'; its endpoints are "
             f"{_listed(own)}, and '*' means all of them"
         )
+    if strangers := [role for role in roles if role not in ROLES]:
+        raise LedgerError(f"'{strangers[0]}' is not a role; the roles are {', '.join(ROLES)}")
+    if not roles:
+        raise LedgerError(f"a key needs at least one role of {', '.join(ROLES)}")
     secret = PREFIX + token(32)
     key = ApiKey(
         key_id=f"key-{_hash(secret)[:12]}",
@@ -83,6 +117,9 @@ def create_key(
         team=team,
         endpoints=(ALL,) if ALL in endpoints else tuple(dict.fromkeys(endpoints)),
         created_at=clock(),
+        roles=tuple(role for role in ROLES if role in roles),
+        budget=budget,
+        limits=limits,
     )
     with ledger.write() as connection:
         connection.execute(
@@ -94,6 +131,9 @@ def create_key(
                 endpoints=list(key.endpoints),
                 created_at=key.created_at,
                 revoked_at=None,
+                roles=list(key.roles),
+                budget=_plain(key.budget),
+                limits=_plain(key.limits),
             )
         )
     return secret, key
@@ -138,11 +178,32 @@ def revoke(ledger: Ledger, key_id: str, *, clock: Callable[[], datetime] = now) 
     return key
 
 
+def revoked_since(ledger: Ledger, moment: datetime) -> frozenset[str]:
+    """Ids of the keys revoked at or after `moment`, to drop them from a cache of checked keys.
+
+    One query of a small table for all keys together, so that it can be asked often.
+    """
+    query = select(API_KEYS.c.key_id).where(API_KEYS.c.revoked_at >= moment)
+    with ledger.read() as connection:
+        return frozenset(connection.scalars(query))
+
+
+def _plain(section: Budget | Limits) -> dict[str, Any]:
+    return section.model_dump(mode="json", exclude_defaults=True)
+
+
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def _key(row: Row[Any]) -> ApiKey:
+    try:
+        budget, limits = Budget.model_validate(row.budget), Limits.model_validate(row.limits)
+    except ValidationError as error:
+        raise LedgerError(
+            f"the budget or limits stored for {row.key_id} are not valid: "
+            f"{error.errors()[0]['msg']}; revoke the key and make another"
+        ) from error
     return ApiKey(
         key_id=row.key_id,
         prefix=row.prefix,
@@ -150,6 +211,9 @@ def _key(row: Row[Any]) -> ApiKey:
         endpoints=tuple(row.endpoints),
         created_at=row.created_at,
         revoked_at=row.revoked_at,
+        roles=tuple(row.roles),
+        budget=budget,
+        limits=limits,
     )
 
 

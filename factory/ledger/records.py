@@ -21,13 +21,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from factory.ledger.errors import LedgerError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Status = Literal["ok", "refused", "error"]
-CacheUse = Literal["hit", "miss", "off"]
-ChargeKind = Literal["cache", "generation", "refusal"]
+CacheUse = Literal["hit", "semantic", "shared", "miss", "off"]
+"""`hit`: the same question was answered before; `semantic`: one that means the same; `shared`: the
+same question was being answered; `miss`: asked for nothing; `off`: not asked."""
+ChargeKind = Literal["cache", "shared", "generation", "embedding", "refusal"]
+"""`cache` and `shared` are answers of tier 0, exact and semantic hits or a computation in flight
+that another request pays for; `refusal` is a request that no model was asked for."""
 Action = Literal["promote", "rollback", "refuse"]
 
 NAME_LENGTH = 200
@@ -35,10 +42,10 @@ PROSE_LENGTH = 4_000
 _PROSE = {"error", "reason", "reasons"}
 _IDS = {"request_id", "charge_id", "key_id"}
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "status": ("ok", "refused", "error"),
-    "cache": ("hit", "miss", "off"),
-    "kind": ("cache", "generation", "refusal"),
-    "action": ("promote", "rollback", "refuse"),
+    "status": get_args(Status),
+    "cache": get_args(CacheUse),
+    "kind": get_args(ChargeKind),
+    "action": get_args(Action),
 }
 _WHOLE = {"http_status", "tier", "seq", "prompt_tokens", "completion_tokens", "version", "previous"}
 _MILLISECONDS = {"latency_ms", "overhead_ms"}
@@ -77,7 +84,7 @@ class RequestRecord:
     error: str | None = None
 
     def __post_init__(self) -> None:
-        _normalise(self)
+        normalise(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +108,7 @@ class ChargeRecord:
     reason: str = ""
 
     def __post_init__(self) -> None:
-        _normalise(self)
+        normalise(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +129,7 @@ class Promotion:
     """Position in the log; None until it is appended."""
 
     def __post_init__(self) -> None:
-        _normalise(self)
+        normalise(self)
 
 
 def check_entry(request: RequestRecord, charges: Sequence[ChargeRecord]) -> None:
@@ -142,7 +149,11 @@ def check_entry(request: RequestRecord, charges: Sequence[ChargeRecord]) -> None
         )
 
 
-def _normalise(record: RequestRecord | ChargeRecord | Promotion) -> None:
+def normalise(record: DataclassInstance) -> None:
+    """Put each field of a frozen record in its stored form, judged by the field's name.
+
+    Raises `LedgerError` for a value that makes no sense.
+    """
     for item in fields(record):
         value = getattr(record, item.name)
         stored = _stored(item.name, value)

@@ -8,7 +8,8 @@ and hand them to `assemble`, which does all the arithmetic, in integers.
 
 Words: a request is *answered* when its status is `ok`; refused and failed ones are counted apart.
 Cost is what all charges add up to, those of failed requests too. The price at the top tier is
-that of the answered requests only, so the saving is never flattered.
+that of the answered requests only, so the saving is never flattered. What a success cost is in
+`success`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from typing import Any, NamedTuple
 
 from factory.ledger.explanation import Explanation, explain
 from factory.ledger.money import per_thousand, usd
+from factory.ledger.outcomes import Outcome, that_count
 from factory.ledger.records import ChargeRecord, RequestRecord
+from factory.ledger.success import (
+    HUMAN_NUSD_PER_HOUR,
+    SuccessReport,
+    assemble_success,
+    success_groups,
+)
 
 __all__ = [
     "AccountLine",
@@ -35,6 +43,9 @@ __all__ = [
     "explain",
     "rank",
 ]
+
+
+_HITS = ("hit", "semantic")
 
 
 class RequestGroup(NamedTuple):
@@ -100,6 +111,9 @@ class AccountLine:
     degraded: int
     """Answered by a lower tier than wanted, because a higher one could not."""
     cache_hits: int
+    """Answered by an exact or a semantic hit."""
+    shared: int
+    """Answered by a computation in flight that another request paid for."""
     prompt_tokens: int
     completion_tokens: int
     cost_nusd: int
@@ -126,6 +140,7 @@ class AccountLine:
             "errors": self.errors,
             "degraded": self.degraded,
             "cache_hits": self.cache_hits,
+            "shared": self.shared,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             **_money("cost", self.cost_nusd),
@@ -148,6 +163,8 @@ class CostsReport:
     by_tier: tuple[TierLine, ...]
     by_endpoint: tuple[AccountLine, ...]
     by_team: tuple[AccountLine, ...]
+    success: SuccessReport
+    """What a successful outcome cost, and the share of the cheapest viable tier."""
 
     @property
     def cost_per_1k_nusd(self) -> int | None:
@@ -179,6 +196,7 @@ class CostsReport:
             "by_tier": [line.as_dict() for line in self.by_tier],
             "by_endpoint": [line.as_dict() for line in self.by_endpoint],
             "by_team": [line.as_dict() for line in self.by_team],
+            "success": self.success.as_dict(),
         }
 
 
@@ -187,11 +205,15 @@ def costs_report(
     charges: Iterable[ChargeRecord],
     since: datetime | None = None,
     until: datetime | None = None,
+    outcomes: Iterable[Outcome] = (),
+    human_nusd_per_hour: int = HUMAN_NUSD_PER_HOUR,
 ) -> CostsReport:
-    """The cost report of `requests`; charges of requests that are not among them are left out.
+    """The cost report of `requests`; charges and outcomes of others are left out.
 
     `since` and `until` are only shown in the report: the caller chooses the records.
+    `human_nusd_per_hour` is the price of the human time in the outcomes.
     """
+    requests, charges = list(requests), list(charges)
     ids: set[str] = set()
     latencies: list[float] = []
     asked: dict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0] * 5)
@@ -221,6 +243,9 @@ def costs_report(
         latency_p95_ms=latencies[rank(len(latencies), 95) - 1] if latencies else None,
         since=since,
         until=until,
+        success=assemble_success(
+            success_groups(requests, charges, that_count(outcomes)), human_nusd_per_hour
+        ),
     )
 
 
@@ -236,6 +261,7 @@ def assemble(
     latency_p95_ms: float | None,
     since: datetime | None,
     until: datetime | None,
+    success: SuccessReport,
 ) -> CostsReport:
     """The report from its groups; the only place where anything is computed."""
     endpoints = sorted({g.endpoint for g in requests} | {g.endpoint for g in charges})
@@ -263,6 +289,7 @@ def assemble(
             )
             for name in teams
         ),
+        success=success,
     )
 
 
@@ -280,7 +307,8 @@ def _account(
         refused=status["refused"],
         errors=status["error"],
         degraded=sum(group.degraded for group in answered),
-        cache_hits=sum(group.requests for group in answered if group.cache == "hit"),
+        cache_hits=sum(group.requests for group in answered if group.cache in _HITS),
+        shared=sum(group.requests for group in answered if group.cache == "shared"),
         prompt_tokens=sum(group.prompt_tokens for group in requests),
         completion_tokens=sum(group.completion_tokens for group in requests),
         cost_nusd=sum(group.cost_nusd for group in charges),

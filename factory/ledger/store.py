@@ -12,9 +12,9 @@ Errors are `LedgerError`, or its child `LedgerUnavailable` when the database doe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, field
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
@@ -22,16 +22,53 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Select, select
 from sqlalchemy.exc import IntegrityError
 
-from factory.ledger import costs, database
+from factory.config import Budget
+from factory.ledger import alerts as notices
+from factory.ledger import audit, costs, database, reservations, spend
+from factory.ledger.alerts import Alert
+from factory.ledger.budgets import Grant
 from factory.ledger.errors import LedgerError
 from factory.ledger.records import ChargeRecord, RequestRecord, check_entry
 from factory.ledger.report import CostsReport
+from factory.ledger.reservations import Reservation
 from factory.ledger.schema import CHARGES, REQUESTS, within
 
 Entry = tuple[RequestRecord, Sequence[ChargeRecord]]
 """A request with its charges: what is recorded together or not at all."""
 
 _CHUNK = 500
+_request_values = attrgetter(*REQUESTS.c.keys())
+_charge_values = attrgetter(*CHARGES.c.keys())
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """What is written in one transaction: settlements, and reservations in their order."""
+
+    entries: Sequence[Entry] = ()
+    """Requests that are over, each with its charges."""
+    wanted: Sequence[Reservation] = ()
+    """Money to hold; what the entries release is there for it."""
+    holder: str = ""
+    """Who holds the money."""
+    beats: bool = False
+    """Whether to say, too, that the holder is alive."""
+    held: Collection[str] | None = None
+    """Those of the entries that may hold money; None when that is not known."""
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    """Budgets by scope, for the alerts that settlements raise."""
+    now: datetime | None = None
+    """None takes the time of the newest request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Booked:
+    """What a batch led to."""
+
+    grants: list[Grant]
+    """One a reservation, in order."""
+    alerts: list[Alert]
+    """Alerts raised for the first time; tell people."""
 
 
 def open_ledger(url: str) -> Ledger:
@@ -87,14 +124,54 @@ class Ledger:
 
     def record_many(self, entries: Sequence[Entry]) -> None:
         """Record several requests in one transaction: all of them, or none and a `LedgerError`."""
-        for request, charges in entries:
+        self.book(Batch(entries=entries))
+
+    def book(self, batch: Batch) -> Booked:
+        """Settle and reserve in one transaction: all of the batch, or none and a `LedgerError`.
+
+        A request that is recorded for the first time releases what it held, is charged to the
+        budgets of its scopes, and is sealed in the audit log.
+        """
+        for request, charges in batch.entries:
             check_entry(request, charges)
         with database.translated(self._engine):
             try:
-                self._record(entries)
+                return self._book(batch, look=False)
+            except IntegrityError:
+                pass
+            try:
+                return self._book(batch, look=True)
             except IntegrityError:
                 # Another process may have recorded the same between our look and our insert.
-                self._record(entries)
+                return self._book(batch, look=True)
+
+    def beat(
+        self, holder: str, now: datetime, *, strays: Collection[str] = (), reaps: bool = False
+    ) -> None:
+        """Say that `holder` is alive, and give back what its requests `strays` hold.
+
+        With `reaps`, what silent holders held is given back as well.
+        """
+        with self.write() as connection:
+            spend.lock(connection)
+            reservations.beat(connection, holder, now)
+            events = reservations.abandon(connection, strays, now)
+            if reaps:
+                events += reservations.reap(connection, now)
+            audit.seal(connection, events)
+
+    def leave(self, holder: str, now: datetime, strays: Collection[str] = ()) -> None:
+        """Forget `holder`, which ends, and give back what its requests `strays` hold."""
+        with self.write() as connection:
+            spend.lock(connection)
+            events = reservations.abandon(connection, strays, now)
+            reservations.leave(connection, holder)
+            audit.seal(connection, events)
+
+    def silent(self, now: datetime) -> bool:
+        """Whether some holder of reservations seems dead, so that `beat` should reap."""
+        with self.read() as connection:
+            return reservations.silent(connection, now)
 
     def request(self, request_id: str) -> tuple[RequestRecord, list[ChargeRecord]] | None:
         """A request and its charges in order, or None when it is not recorded."""
@@ -132,26 +209,57 @@ class Ledger:
             for row in connection.execution_options(yield_per=_CHUNK).execute(query):
                 yield row._asdict()
 
-    def _record(self, entries: Sequence[Entry]) -> None:
+    def _book(self, batch: Batch, *, look: bool) -> Booked:
+        """One try. Without `look` all entries are taken for new, as nearly always they are."""
         # In one order everywhere, so that two writers never wait for each other in a ring.
-        ordered = sorted(entries, key=lambda entry: entry[0].request_id)
+        ordered = sorted(batch.entries, key=lambda entry: entry[0].request_id)
+        settled = [request.request_id for request, _ in ordered]
+        if batch.held is not None:
+            settled = [name for name in settled if name in batch.held]
+        paid = bool(settled) or any(request.cost_nusd for request, _ in ordered)
+        times = [request.created_at for request, _ in ordered]
+        times += [item.created_at for item in batch.wanted]
+        now = batch.now or max(times, default=None)
+        alerts: list[Alert] = []
+        ruling = reservations.Ruling()
         with self._writing.begin() as connection:
-            seen = _load(connection, [request.request_id for request, _ in ordered])
-            fresh: list[Entry] = []
-            for request, charges in ordered:
-                content = (request, sorted(charges, key=attrgetter("seq")))
-                if request.request_id not in seen:
-                    seen[request.request_id] = content
-                    fresh.append(content)
-                elif seen[request.request_id] != content:
-                    raise LedgerError(
-                        f"request '{request.request_id}' is already recorded with other content; "
-                        "the ledger never changes a row, so use a new request_id"
-                    )
+            if paid or batch.wanted:
+                spend.lock(connection)
+            fresh = _unseen(connection, ordered) if look else ordered
             if fresh:
-                connection.execute(REQUESTS.insert(), [_row(request) for request, _ in fresh])
-            if rows := [_row(charge) for _, charges in fresh for charge in charges]:
+                connection.execute(REQUESTS.insert(), [_request(each) for each, _ in fresh])
+            if rows := [_charge(charge) for _, charges in fresh for charge in charges]:
                 connection.execute(CHARGES.insert(), rows)
+            if now is not None and paid:
+                requests = [request for request, _ in fresh]
+                alerts = reservations.settle(connection, requests, settled, batch.budgets, now)
+            if now is not None and batch.wanted:
+                if batch.beats:
+                    reservations.beat(connection, batch.holder, now)
+                ruling = reservations.reserve(connection, batch.wanted, batch.holder, now)
+            alerts += ruling.alerts
+            events = [audit.of_request(request, charges) for request, charges in fresh]
+            events += ruling.events
+            events += [notices.event(alert) for alert in alerts]
+            audit.seal(connection, events)
+        return Booked(grants=ruling.grants, alerts=alerts)
+
+
+def _unseen(connection: Connection, ordered: Sequence[Entry]) -> list[Entry]:
+    """Those entries that are not recorded yet. Raises `LedgerError` for other content."""
+    seen = _load(connection, [request.request_id for request, _ in ordered])
+    fresh: list[Entry] = []
+    for request, charges in ordered:
+        content = (request, sorted(charges, key=attrgetter("seq")))
+        if request.request_id not in seen:
+            seen[request.request_id] = content
+            fresh.append(content)
+        elif seen[request.request_id] != content:
+            raise LedgerError(
+                f"request '{request.request_id}' is already recorded with other content; "
+                "the ledger never changes a row, so use a new request_id"
+            )
+    return fresh
 
 
 def _load(
@@ -172,5 +280,9 @@ def _load(
     return found
 
 
-def _row(record: RequestRecord | ChargeRecord) -> dict[str, Any]:
-    return {item.name: getattr(record, item.name) for item in fields(record)}
+def _request(request: RequestRecord) -> dict[str, Any]:
+    return dict(zip(REQUESTS.c.keys(), _request_values(request), strict=True))
+
+
+def _charge(charge: ChargeRecord) -> dict[str, Any]:
+    return dict(zip(CHARGES.c.keys(), _charge_values(charge), strict=True))

@@ -205,6 +205,63 @@ def test_a_damaged_gguf_is_one_sentence(
     assert store.list("models") == []
 
 
+def test_a_package_folder_of_safetensors_is_copied_without_importing_the_package(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    catalog: Catalog,
+    store: ObjectStore,
+) -> None:
+    package = tmp_path / "lib" / "folder_inside"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('its own dependencies are absent')")
+    shutil.copytree(folder, package / "model")
+    (package / "model" / "pytorch_model.bin").write_bytes(b"pickle")
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    settings = catalog({"package": "folder-inside", "file": "model"})
+    item = pull(settings, "m", store)
+    store.verify(item)
+    assert item.hash == pull(catalog({"path": str(folder)}), "m", store).hash
+    assert "pytorch_model.bin" not in item.files
+    assert item.meta["source"] == {"package": "folder-inside", "file": "model"}
+
+
+def test_a_distribution_with_another_import_name_is_found_by_its_record(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    catalog: Catalog,
+    store: ObjectStore,
+) -> None:
+    site = tmp_path / "site"
+    shutil.copytree(folder, site / "other_name" / "model")
+    info = site / "sold_as-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sold-as\nVersion: 1.2\n")
+    (info / "RECORD").write_text("other_name/model/model.safetensors,,\n")
+    monkeypatch.syspath_prepend(site)
+    item = pull(catalog({"package": "sold-as", "file": "model"}), "m", store)
+    assert item.meta["revision"] == "1.2"
+    assert "model.safetensors" in item.files
+
+
+def test_a_package_folder_without_weights_or_outside_the_package_is_one_sentence(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    catalog: Catalog,
+    store: ObjectStore,
+) -> None:
+    package = tmp_path / "lib" / "no_weights_inside"
+    (package / "model").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    with pytest.raises(CatalogError, match="package no-weights-inside has no weights"):
+        pull(catalog({"package": "no-weights-inside", "file": "model"}), "m", store)
+    with pytest.raises(CatalogError, match="leads out of the package"):
+        pull(catalog({"package": "no-weights-inside", "file": "../../model"}), "m", store)
+    assert store.list("models") == []
+
+
 def test_the_hub_gives_safetensors_and_its_commit(
     hub: Hub, catalog: Catalog, store: ObjectStore, tiny_model: Path
 ) -> None:

@@ -6,11 +6,13 @@ import asyncio
 import shutil
 import sys
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 from pydantic import SecretStr
@@ -18,9 +20,11 @@ from pydantic import SecretStr
 from factory.config import Settings, parse
 from factory.gateway.app import build_app
 from factory.gateway.cascade import Patience
+from factory.gateway.engine import EngineError
 from factory.gateway.pipeline import Gateway
 from factory.gateway.provider import OpenAIEngine
 from factory.gateway.served import Served
+from factory.ledger.budgets import configured
 from factory.ledger.keys import create_key
 from factory.ledger.records import ChargeRecord, RequestRecord
 from factory.ledger.store import Ledger, open_ledger
@@ -43,12 +47,18 @@ models:
     engine: openai
     tier: 3
     price: {input_usd_per_mtok: 2.5, output_usd_per_mtok: 10}
+  encoder:
+    source: {path: encoder}
+    engine: encoder
+    tier: 1
+    price: {input_usd_per_mtok: 0.01, output_usd_per_mtok: 0}
 endpoints:
   ladder: {team: support, tiers: [0, 1, 3]}
   cheap: {team: support, tiers: [0, 1]}
   fresh: {team: support, tiers: [1, 3]}
   secret: {team: support, tiers: [0, 1, 3], sensitivity: restricted}
   foreign: {team: research, tiers: [0, 1]}
+  search: {team: support, task: embed, tiers: [0, 1]}
 routing: {confidence_threshold: 0.5, hard_prompt_tokens: 30, hard_patterns: ["(?i)prove that"]}
 gateway: {max_body_bytes: 20000}
 """
@@ -59,12 +69,32 @@ def count_words(turns: Sequence[Any]) -> int:
     return sum(len(turn["content"].split()) for turn in turns)
 
 
+class Spelling:
+    """Embeds a text by its letters; a text with the word `fail` fails."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def embed(self, texts: Sequence[str]) -> tuple[Any, list[int]]:
+        self.asked += texts
+        if any("fail" in text for text in texts):
+            raise EngineError(503, "the encoder is down", retryable=True)
+        counts = [[text.count(letter) + 0.1 for letter in "abcdefgh"] for text in texts]
+        vectors = np.array(counts, dtype=np.float32)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors / lengths, [len(text.split()) for text in texts]
+
+    async def check(self) -> None:
+        pass
+
+
 @dataclass
 class World:
     """Everything a test wants to look at or change."""
 
     settings: Settings
     ledger: Ledger
+    writer: LedgerWriter
     gateway: Gateway
     serving: dict[str, dict[int, Served]]
     small: Provider
@@ -84,6 +114,11 @@ class World:
         body = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
         return await self.http.post("/v1/chat/completions", json=body, headers=headers)
 
+    def key(self, team: str = "support", **more: Any) -> dict[str, str]:
+        """The header of a new key."""
+        secret, _ = create_key(self.ledger, self.settings, team, **more)
+        return {"Authorization": f"Bearer {secret}"}
+
     def all_requests(self) -> list[RequestRecord]:
         return list(self.ledger.requests())
 
@@ -96,11 +131,11 @@ def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-async def world(tmp_path: Path, empty_ledger: Path) -> AsyncIterator[World]:
-    settings = parse(CONFIG, "test", tmp_path, {})
-    shutil.copy(empty_ledger, tmp_path / "ledger.db")
-    ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+@asynccontextmanager
+async def made(folder: Path, config: str = CONFIG) -> AsyncIterator[World]:
+    """A world from a configuration; its ledger is `folder/ledger.db`, which may exist already."""
+    settings = parse(config, "test", folder, {})
+    ledger = open_ledger(f"sqlite:///{folder / 'ledger.db'}")
     secret, _ = create_key(ledger, settings, "support")
     small, premium = Provider(), Provider(words=("asyncio", " surely"))
     engines = (
@@ -115,7 +150,7 @@ async def world(tmp_path: Path, empty_ledger: Path) -> AsyncIterator[World]:
             label="small@1",
             price=settings.models["small"].price,
             engine=engines[0],
-            max_model_len=64,
+            max_model_len=settings.models["small"].max_model_len,
             count_tokens=count_words,
         ),
         3: Served(
@@ -129,16 +164,28 @@ async def world(tmp_path: Path, empty_ledger: Path) -> AsyncIterator[World]:
             external=True,
         ),
     }
+    encoder = Served(
+        model="encoder",
+        tier=1,
+        version="1",
+        label="encoder",
+        price=settings.models["encoder"].price,
+        embedder=Spelling(),
+        max_model_len=256,
+    )
     serving = {
         name: {tier: rungs[tier] for tier in endpoint.tiers if tier}
+        if endpoint.task == "generate"
+        else {1: encoder}
         for name, endpoint in settings.endpoints.items()
     }
-    writer = LedgerWriter(ledger)
+    writer = LedgerWriter(ledger, budgets=configured(settings))
     gateway = Gateway(
         settings,
         ledger,
         writer,
         serving,
+        pinned={"premium": rungs[3], "small": rungs[1]},
         patience=Patience(retry_s=0.001, attempt_s=20, first_token_s=20, idle_s=20),
         jitter=lambda: 0.0,
     )
@@ -151,6 +198,7 @@ async def world(tmp_path: Path, empty_ledger: Path) -> AsyncIterator[World]:
         yield World(
             settings,
             ledger,
+            writer,
             gateway,
             serving,
             small,
@@ -166,3 +214,16 @@ async def world(tmp_path: Path, empty_ledger: Path) -> AsyncIterator[World]:
     await gateway.drain()
     await writer.close()
     ledger.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, empty_ledger: Path) -> Path:
+    """Where a world may be made."""
+    shutil.copy(empty_ledger, tmp_path / "ledger.db")
+    return tmp_path
+
+
+@pytest.fixture
+async def world(folder: Path) -> AsyncIterator[World]:
+    async with made(folder) as world:
+        yield world

@@ -180,7 +180,13 @@ async def test_the_way_is_explained_to_its_own_team_only(world):
 
 async def test_models_lists_what_the_key_may_use(world):
     listing = (await world.http.get("/v1/models")).json()
-    assert [model["id"] for model in listing["data"]] == ["ladder", "cheap", "fresh", "secret"]
+    assert [model["id"] for model in listing["data"]] == [
+        "ladder",
+        "cheap",
+        "fresh",
+        "secret",
+        "search",
+    ]
     assert [rung["model"] for rung in listing["data"][0]["served_by"]] == ["small@1", "premium"]
     ids = [model.id async for model in await world.client.models.list()]
-    assert ids == ["ladder", "cheap", "fresh", "secret"]
+    assert ids == ["ladder", "cheap", "fresh", "secret", "search"]

@@ -135,14 +135,11 @@ async def test_a_missing_usage_is_estimated_and_never_free(world):
     assert "estimated" in charges[0].reason
 
 
-async def test_the_ledger_down_withholds_the_answer(world):
-    world.ledger.close()
+async def test_the_ledger_down_withholds_the_answer(world, monkeypatch):
+    async def record(request, charges):
+        raise LedgerUnavailable("the disk is full")
 
-    class Down:
-        async def record(self, request, charges):
-            raise LedgerUnavailable("the disk is full")
-
-    world.gateway._recorder = Down()
+    monkeypatch.setattr(world.writer, "record", record)
     response = await world.ask()
     assert response.status_code == 503
     assert "json" not in response.text

@@ -78,8 +78,9 @@ WRONG_BODIES = [
     (b"[" * 5000, "invalid_json", "recursion"),
     (b"[]", "invalid_value", "object"),
     (b"{}", "missing_required_parameter", "model"),
-    ({"tools": []}, "unsupported_parameter", "'tools'"),
-    ({"n": 2}, "invalid_value", "n:"),
+    ({"functions": []}, "unsupported_parameter", "'functions'"),
+    ({"tools": []}, "invalid_value", "tools:"),
+    ({"n": 9}, "invalid_value", "n:"),
     ({"temperature": "hot"}, "invalid_value", "temperature"),
     ({"temperature": 3}, "invalid_value", "less than or equal to 2"),
     ({"max_tokens": 0}, "invalid_value", "max_tokens"),
@@ -88,12 +89,12 @@ WRONG_BODIES = [
     ({"stream": True, "stream_options": {"x": 1}}, "unsupported_parameter", "stream_options.x"),
     ({"top_logprobs": 3}, "invalid_value", "logprobs"),
     ({"messages": []}, "invalid_value", "messages"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages[0].role"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "missing_required_parameter", "tool_call"),
     ({"messages": [{"role": "user"}]}, "missing_required_parameter", "messages[0].content"),
     ({"messages": [{"role": "user", "content": 5}]}, "invalid_value", "messages[0].content"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-        "invalid_value",
+        "unsupported_content",
         "messages[0].content[0].type",
     ),
     ({"stop": list("abcde")}, "invalid_value", "at most 4 items"),
@@ -180,7 +181,12 @@ async def test_the_openapi_document_describes_the_routes(world):
     document = (await world.http.get("/openapi.json")).json()
     assert set(document["paths"]) == {
         "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
         "/v1/models",
+        "/v1/outcomes",
+        "/v1/reviews",
+        "/v1/reviews/{review_id}",
         "/v1/requests/{request_id}",
         "/healthz",
         "/readyz",
@@ -189,7 +195,7 @@ async def test_the_openapi_document_describes_the_routes(world):
     fields = chat["requestBody"]["content"]["application/json"]["schema"]["properties"]
     assert {"model", "messages", "stream", "temperature"} <= set(fields)
     assert chat["security"] == [{"HTTPBearer": []}]
-    assert {"200", "400", "401", "403", "404", "413", "503"} == set(chat["responses"])
+    assert {"200", "202", "400", "401", "403", "404", "413", "429", "503"} == set(chat["responses"])
     assert "$ref" not in json.dumps(chat)
 
 

@@ -34,8 +34,9 @@ def figures(body):
 
 
 async def test_without_a_climb_tokens_pass_as_they_come(world):
+    # The guard holds back the last word: it might be the beginning of something to redact.
     gate = asyncio.Event()
-    world.small.script.append(Play(wait_after=(1, gate)))
+    world.small.script.append(Play(wait_after=(2, gate)))
     stream = await world.client.chat.completions.create(
         model="cheap", messages=QUESTION, stream=True
     )
@@ -105,7 +106,7 @@ async def test_where_a_climb_is_possible_the_answer_is_judged_then_replayed(worl
 async def test_a_climbing_stream_comes_live_from_the_last_tier(world):
     world.small.default.logprob = -3.0
     gate = asyncio.Event()
-    world.premium.script.append(Play(words=("asyncio", " surely"), wait_after=(1, gate)))
+    world.premium.script.append(Play(words=("asyncio", " surely", " so"), wait_after=(2, gate)))
     stream = await world.client.chat.completions.create(
         model="ladder", messages=QUESTION, stream=True
     )
@@ -115,7 +116,7 @@ async def test_a_climbing_stream_comes_live_from_the_last_tier(world):
             gate.set()
             break
     pieces, last = await text_of(stream)
-    assert pieces == [" surely"]
+    assert pieces == [" surely", " so"]
     assert stream.response.headers["x-factory-tier"] == "3"
     request, charges = await settled(world, last.id)
     assert [charge.tier for charge in charges] == [1, 3]
@@ -165,10 +166,8 @@ async def test_a_client_that_leaves_stops_the_model_and_pays_for_what_came(world
     stream = await world.client.chat.completions.create(
         model="cheap", messages=QUESTION, stream=True
     )
-    seen = 0
     async for chunk in stream:
-        seen += bool(chunk.choices[0].delta.content)
-        if seen == 2:
+        if chunk.choices[0].delta.content:
             break
     await stream.close()
     await world.small.abandoned.wait()

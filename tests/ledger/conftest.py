@@ -6,13 +6,16 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
+from factory.config import NANO, Budget
 from factory.ledger.records import ChargeRecord, RequestRecord
+from factory.ledger.reservations import Reservation
 from factory.ledger.store import Entry, Ledger, open_ledger
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -110,3 +113,36 @@ def entry() -> Callable[..., Entry]:
         return request, charges
 
     return make
+
+
+@pytest.fixture
+def wanted() -> Callable[..., Reservation]:
+    """Makes a reservation of `helpdesk` at noon, under a day budget of the team support."""
+
+    def make(request_id: str, amount: int, limit: int = 1_000, **more: Any) -> Reservation:
+        values: dict[str, Any] = {
+            "created_at": NOON,
+            "team": "support",
+            "endpoint": "helpdesk",
+            "budgets": {"team:support": _budget(daily=limit)},
+        }
+        return Reservation(request_id=request_id, amount_nusd=amount, **values | more)
+
+    return make
+
+
+def _budget(**limits: int | str | tuple[float, ...]) -> Budget:
+    return Budget.model_validate(
+        {
+            f"{name}_usd" if isinstance(each, int) else name: (
+                Decimal(each) / NANO if isinstance(each, int) else each
+            )
+            for name, each in limits.items()
+        }
+    )
+
+
+@pytest.fixture
+def budget() -> Callable[..., Budget]:
+    """Makes a budget with limits in nano-dollars: `budget(daily=1_000, at_limit="review")`."""
+    return _budget

@@ -3,6 +3,10 @@
 Says `open` when the ledger is open, waits for a line on standard input, then records COUNT
 requests of two charges each from eight concurrent tasks and prints each id once it is
 acknowledged. Request `shared-N` has the same content whoever records it.
+
+With a fourth argument LIMIT it spends: each request reserves `MOST` nano-dollars of a team's day
+budget of LIMIT first, may cost less, and its line is `ID:COST`, or `ID:refused`. Request ids are
+fresh in each process.
 """
 
 from __future__ import annotations
@@ -10,13 +14,17 @@ from __future__ import annotations
 import asyncio
 import sys
 from datetime import UTC, datetime
+from decimal import Decimal
 
+from factory.config import NANO, Budget
 from factory.ledger.records import ChargeRecord, RequestRecord
+from factory.ledger.reservations import Reservation
 from factory.ledger.store import Ledger, open_ledger
 from factory.ledger.writer import LedgerWriter
 
 WHEN = datetime(2026, 11, 23, tzinfo=UTC)
 WHO = {"team": "support", "endpoint": "helpdesk"}
+MOST = 10
 
 
 async def record(writer: LedgerWriter, request_id: str) -> None:
@@ -58,9 +66,50 @@ async def run(ledger: Ledger, prefix: str, count: int) -> None:
     await writer.close()
 
 
+async def buy(writer: LedgerWriter, name: str, cost: int, limit: int) -> None:
+    budgets = {"team:support": Budget(daily_usd=Decimal(limit) / NANO)}
+    wanted = Reservation(request_id=name, created_at=WHEN, amount_nusd=MOST, budgets=budgets, **WHO)
+    grant = await writer.reserve(wanted)
+    paid = cost if grant.granted else 0
+    request = RequestRecord(
+        request_id=name,
+        created_at=WHEN,
+        status="ok" if grant.granted else "refused",
+        http_status=200 if grant.granted else 429,
+        cost_nusd=paid,
+        **WHO,
+    )
+    charge = ChargeRecord(
+        charge_id=f"{name}-0",
+        request_id=name,
+        seq=0,
+        created_at=WHEN,
+        kind="generation" if grant.granted else "refusal",
+        cost_nusd=paid,
+        **WHO,
+    )
+    await writer.record(request, [charge])
+    print(f"{name}:{paid if grant.granted else 'refused'}", flush=True)
+
+
+async def spend(ledger: Ledger, prefix: str, count: int, limit: int) -> None:
+    writer = LedgerWriter(ledger, holder=prefix)
+    numbers = iter(range(count))
+
+    async def work() -> None:
+        for number in numbers:
+            await buy(writer, f"{prefix}-{number}", number % (MOST + 1), limit)
+
+    await asyncio.gather(*(work() for _ in range(8)))
+    await writer.close()
+
+
 if __name__ == "__main__":
-    url, prefix, count = sys.argv[1:]
+    url, prefix, count, *limit = sys.argv[1:]
     opened = open_ledger(url)
     print("open", flush=True)
     sys.stdin.readline()
-    asyncio.run(run(opened, prefix, int(count)))
+    if limit:
+        asyncio.run(spend(opened, prefix, int(count), int(limit[0])))
+    else:
+        asyncio.run(run(opened, prefix, int(count)))

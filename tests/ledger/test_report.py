@@ -62,6 +62,12 @@ def test_each_tier_has_its_share_of_answers_and_of_cost(entry: MakeEntry) -> Non
     assert [line.cost_nusd for line in tiers.values()] == [0, 5_200, 40_000]
 
 
+def test_answers_without_a_model_are_hits_or_shared(entry: MakeEntry) -> None:
+    uses = ["hit", "semantic", "shared", "miss", "off"]
+    total = report_of([entry(f"r{use}", (), tier=0, cache=use) for use in uses]).total
+    assert (total.cache_hits, total.shared) == (2, 1)
+
+
 def test_each_endpoint_and_team_pays_for_itself(entry: MakeEntry) -> None:
     report = report_of(a_day(entry))
     assert [(line.name, line.cost_nusd) for line in report.by_endpoint] == [
@@ -127,7 +133,7 @@ def traffic(draw: st.DrawFn) -> list[Entry]:
             status=draw(st.sampled_from(["ok", "ok", "refused", "error"])),
             http_status=200,
             tier=draw(tiers),
-            cache=draw(st.sampled_from(["hit", "miss", "off"])),
+            cache=draw(st.sampled_from(["hit", "semantic", "shared", "miss", "off"])),
             degraded=draw(st.booleans()),
             prompt_tokens=draw(st.integers(0, 2**31 - 1)),
             completion_tokens=draw(st.integers(0, 100)),

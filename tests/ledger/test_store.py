@@ -45,6 +45,19 @@ def test_a_request_comes_back_as_it_was_recorded(ledger: Ledger, entry: MakeEntr
     assert ledger.request("r2") is None
 
 
+@pytest.mark.parametrize(
+    ("cache", "kind"),
+    [("hit", "cache"), ("semantic", "cache"), ("shared", "shared"), ("miss", "embedding")],
+)
+def test_every_way_to_answer_is_kept(
+    ledger: Ledger, entry: MakeEntry, cache: str, kind: str
+) -> None:
+    request, charges = entry("r1", (0,), cache=cache)
+    charges = [replace(charge, kind=kind, tier=0) for charge in charges]
+    ledger.record(request, charges)
+    assert ledger.request("r1") == (request, charges)
+
+
 def test_money_is_exact_beyond_what_a_float_can_hold(ledger: Ledger, entry: MakeEntry) -> None:
     big = 2**53 + 1
     ledger.record(*entry("r1", (big,), top_tier_nusd=2**62 + 1))

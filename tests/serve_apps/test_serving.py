@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 from factory import config
 from factory.catalog.objects import Object
 from factory.config import ConfigError, Settings
-from serve_apps.engine import EngineSpec, engine_environment, engine_kwargs
-from serve_apps.serving import Champion, adapters_in_use, plan, registered_name
+from serve_apps.engine import EngineSpec, engine_app, engine_environment, engine_kwargs
+from serve_apps.serving import Champion, adapters_in_use, folded, plan, registered_name
 
 
 def _object(kind: str, name: str, digest: str) -> Object:
@@ -86,3 +87,102 @@ def test_engine_arguments_of_the_configuration_win() -> None:
     spec = EngineSpec(model_id="m", path="/m", engine_kwargs={"max_num_seqs": 4})
 
     assert engine_kwargs(spec)["max_num_seqs"] == 4
+
+
+def _adapted(config_text: str) -> Settings:
+    return config.parse(config_text, "test", Path("/"), {})
+
+
+MULTI = """
+teams: {support: {}}
+models:
+  base:
+    source: {path: weights}
+    engine: vllm
+    tier: 1
+    price: {input_usd_per_mtok: 0.02, output_usd_per_mtok: 0.04}
+    adapters: {one: "models:/one@champion", two: "models:/two@champion"}
+    engine_kwargs: {enable_lora: true}
+  minilm:
+    source: {path: encoder}
+    engine: encoder
+    tier: 1
+    price: {input_usd_per_mtok: 0.01, output_usd_per_mtok: 0}
+endpoints:
+  first: {team: support, tiers: [0, 1], adapter: one}
+  second: {team: support, tiers: [0, 1], adapter: %s}
+  search: {team: support, tiers: [1], task: embed}
+"""
+ENCODER = _object("models", "minilm", "cccccccc")
+BASES = {"base": BASE, "minilm": ENCODER}
+ONE = Champion(version=2, path=Path("/adapters/one"), rank=8)
+TWO = Champion(version=5, path=Path("/adapters/two"), rank=24)
+
+
+def test_an_only_adapter_stays_folded_and_its_sibling_can_be_asked_for_by_name() -> None:
+    settings = _adapted(MULTI % "one")
+    folded_one = Champion(version=2, merged=MERGED, path=ONE.path)
+    planned = plan(settings, BASES, {("base", "one"): folded_one, ("base", "two"): TWO})
+
+    assert folded(settings) == {("base", "one")}
+    assert planned.tiers["first"][1].engine == "engine-base-one"
+    assert planned.tiers["first"][1].lora is None
+    assert "enable_lora" not in engine_kwargs(planned.engines["engine-base-one"])
+    shared = planned.engines["engine-base"]
+    assert engine_kwargs(shared)["enable_lora"] is True
+    assert engine_kwargs(shared)["max_lora_rank"] == 32
+    assert shared.adapters["base:two@5"] == "/adapters/two"
+    two = planned.pinned["base:two"]
+    assert (two.engine, two.lora, two.adapter) == ("engine-base", "base:two@5", "two")
+    assert planned.pinned["base:two@5"] == two
+    assert planned.pinned["base:one"].engine == "engine-base-one"
+    assert planned.pinned["base"].engine == "engine-base"
+
+
+def test_several_worn_adapters_share_one_engine() -> None:
+    settings = _adapted(MULTI % "two")
+    planned = plan(settings, BASES, {("base", "one"): ONE, ("base", "two"): TWO})
+
+    assert folded(settings) == set()
+    assert set(planned.engines) == {"engine-base"}
+    tiers = [planned.tiers[name][1] for name in ("first", "second")]
+    assert [tier.lora for tier in tiers] == ["base:one@2", "base:two@5"]
+    assert len({tier.version for tier in tiers} | {planned.pinned["base"].version}) == 3
+
+
+def test_without_enable_lora_only_what_is_deployed_can_be_asked_for() -> None:
+    settings = _adapted((MULTI % "one").replace("{enable_lora: true}", "{}"))
+    planned = plan(settings, BASES, {("base", "one"): Champion(version=2, merged=MERGED)})
+
+    assert set(planned.engines) == {"engine-base-one"}
+    assert set(planned.pinned) == {"base:one", "base:one@2", "minilm"}
+    assert adapters_in_use(settings) == {("base", "one"): "one"}
+
+
+def test_an_embed_endpoint_gets_an_embedder_and_no_engine() -> None:
+    planned = plan(_adapted(MULTI % "one"), BASES, {})
+
+    tier = planned.tiers["search"][1]
+    assert (tier.model, tier.engine) == ("minilm", "embedder-minilm")
+    assert planned.embedders["embedder-minilm"].path == str(ENCODER.path)
+    assert "embedder-minilm" not in planned.engines
+    assert planned.tiers["first"][1].model == "base"
+
+
+def test_new_adapters_do_not_restart_an_engine_and_new_weights_do() -> None:
+    spec = EngineSpec(model_id="m", path="/m", max_lora_rank=16, adapters={"a": "/a"})
+
+    def version(changed: EngineSpec) -> str:
+        return engine_app(changed, name="e", cores=2)._bound_deployment._version
+
+    assert version(spec) == version(replace(spec, adapters={"a": "/a", "b": "/b"}))
+    assert version(spec) != version(replace(spec, path="/other"))
+
+
+def test_tools_are_recognized_where_the_configuration_names_a_parser() -> None:
+    text = (MULTI % "one").replace("enable_lora: true", "tool_call_parser: hermes")
+    planned = plan(_adapted(text), BASES, {})
+
+    assert planned.tiers["first"][1].tools
+    assert engine_kwargs(planned.engines["engine-base-one"])["enable_auto_tool_choice"] is True
+    assert not plan(_adapted(MULTI % "one"), BASES, {}).tiers["first"][1].tools

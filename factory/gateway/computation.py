@@ -1,0 +1,153 @@
+"""One computation: a turn, a plan, the climb, the guard's look at the answer, its settlement.
+
+    flights.join(key, lambda: computation.run(journey, call))    # parts, then Landed(entry)
+
+It belongs to a flight, not to a client: whoever asked first pays for it, and it goes on as long as
+anybody waits. Whatever ends it, the payer's journey is settled in the ledger before it is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from factory.config import Settings
+from factory.gateway.breakers import Breakers
+from factory.gateway.cache import Entry
+from factory.gateway.call import Call, scopes
+from factory.gateway.cascade import Cascade, Live, Patience, Rules, as_engine_error, ended_early
+from factory.gateway.engine import Chunk
+from factory.gateway.errors import ApiError, unavailable
+from factory.gateway.flights import Landed
+from factory.gateway.journey import Journey
+from factory.gateway.plan import Plan, plan
+from factory.gateway.purse import Purses
+from factory.gateway.replies import render
+from factory.gateway.screening import Screening
+from factory.gateway.served import Served
+from factory.gateway.settlement import Settlement
+from factory.gateway.turns import Turns, bounds
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of an answer that may be sent already."""
+
+    served: Served
+    """Who says it."""
+    chunk: Chunk
+
+
+Yielded = Part | Landed[Entry]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computation:
+    """What every computation of one gateway shares."""
+
+    settings: Settings
+    settlement: Settlement
+    turns: Turns
+    breakers: Breakers
+    patience: Patience
+    jitter: Callable[[], float]
+    patterns: tuple[re.Pattern[str], ...]
+    purses: Purses
+    screening: Callable[[Journey, Call], Screening]
+    """What looks at its answer."""
+    keep: Callable[[Journey, Call, Entry], None]
+    """Puts a finished answer into the caches."""
+
+    async def run(self, journey: Journey, call: Call) -> AsyncGenerator[Yielded, None]:
+        """Parts that may be sent already, then the settled answer. Raises `ApiError`, settled."""
+        async with self.settlement.of(journey):
+            among = scopes(self.settings, journey.key, call.name)
+            priority = self.settings.teams[journey.key.team].priority
+            replicas = self.settings.gateway.replicas
+            async with (
+                self.turns.take(priority, bounds(among, replicas)),
+                aclosing(self._answer(journey, call)) as parts,
+            ):
+                async for part in parts:
+                    yield part
+
+    async def _answer(self, journey: Journey, call: Call) -> AsyncGenerator[Yielded, None]:
+        planned = await plan(call, self.settings.routing, self.patterns, self.breakers.why_not)
+        screening = self.screening(journey, call)
+        cascade = self._cascade(journey, call, planned, screening)
+        streams = bool(call.request.stream) and screening.may_stream
+        final = await cascade.run(wants_stream=streams)
+        served = final.served
+        if isinstance(final, Live):
+            async with aclosing(self._relay(final, cascade, journey, screening)) as chunks:
+                async for chunk in chunks:
+                    yield Part(served, chunk)
+            said = final.gathering.answer(final.prompt_tokens)
+            cacheable = cascade.finish(final, said)
+            answer = screening.told(said)
+        else:
+            journey.served, cacheable = served, final.cacheable
+            answer = await screening.whole(final.answer)
+        journey.answered(served, served.tier, answer.prompt_tokens, answer.completion_tokens)
+        request = call.request
+        rendered = render(answer, served.label, request.shows_logprobs, request.route)
+        await self.settlement.ok(journey)
+        entry = Entry(rendered, answer, served, journey.confidence, journey.degraded)
+        if cacheable:
+            self.keep(journey, call, entry)
+        yield Landed(entry)
+
+    def _cascade(
+        self, journey: Journey, call: Call, planned: Plan, screening: Screening
+    ) -> Cascade:
+        rules = Rules(
+            threshold=self.settings.routing.confidence_threshold,
+            patience=self.patience,
+            jitter=self.jitter,
+            breakers=self.breakers,
+            hold=self.purses.of(journey, call).hold,
+            unfit=screening.unfit,
+        )
+        return Cascade(planned, journey, rules)
+
+    async def _relay(
+        self, live: Live, cascade: Cascade, journey: Journey, screening: Screening
+    ) -> AsyncGenerator[Chunk, None]:
+        """A live stream, as far as the guard has seen it."""
+        journey.served, journey.tier = live.served, live.served.tier
+        why = "the client left"
+        try:
+            async with aclosing(_chunks(live, self.patience.idle_s)) as chunks:
+                async for chunk in chunks:
+                    for safe in screening.feed(chunk):
+                        yield safe
+            if live.gathering.finish_reason is None:
+                raise ended_early()
+            why = ""
+        except ApiError as error:
+            why = error.message
+            raise
+        except Exception as failure:
+            problem = as_engine_error(failure)
+            self.breakers.failed(live.served)
+            why = f"failed: {problem.message}"
+            raise unavailable(f"the answer broke off: {problem.message}") from failure
+        finally:
+            if why:
+                cascade.charge_partial(live, why)
+
+
+async def _chunks(live: Live, idle_s: float) -> AsyncGenerator[Chunk, None]:
+    """The chunks of the engine, each awaited for at most `idle_s` seconds."""
+    async with aclosing(live.stream) as stream:
+        yield live.first
+        while True:
+            async with asyncio.timeout(idle_s):
+                chunk = await anext(stream, None)
+            if chunk is None:
+                return
+            live.gathering.add(chunk)
+            yield chunk

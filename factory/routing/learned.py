@@ -1,0 +1,355 @@
+"""The learned router: which tier's answer will be good enough, from the prompt alone.
+
+    router = fit(read(Path("labels.parquet")), StaticEmbedder.load(folder), seed=0)
+    estimate = router.predict(text, embedding)      # Estimate(((1, 0.62), (2, 0.91)))
+    router.save(folder); router = load(folder)      # safetensors and JSON
+
+Four regressions (hashed words, hashed characters, a kernel on the embedding and on surface
+features, nearest neighbours) are stacked (Breiman, "Stacked Regressions", 1996) on out-of-fold
+predictions, with weights of their own for how good the lowest tier is and for what each further
+tier adds. All choices are made by cross-validation inside the table that is given. Applied with
+NumPy alone, in about 0.5 ms a prompt; 4 MB for two tiers, and 1 kB a labelled prompt up to 8 MB
+(256 dimensions). One fitted without prompts uses the embedding only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from factory.routing.errors import RoutingError
+from factory.routing.estimate import Estimate
+from factory.routing.labels import Table
+from factory.routing.members import Floats, Hashed, Kernel, Neighbours, Row
+from factory.routing.ngrams import CHARACTER_BUCKETS, WORD_BUCKETS, characters, clip, words
+from factory.routing.stacking import gain_error, mixed, stack
+from factory.routing.surface import surface
+
+FORMAT = 1
+FEWEST = 50
+"""Labelled prompts below which nothing is fitted."""
+MOST = 40_000
+"""Labelled prompts that are used of a larger table, drawn at random."""
+FOLDS = 5
+
+_WEIGHTS = "router.safetensors"
+_META = "router.json"
+_HASHED: dict[str, int] = {"words": WORD_BUCKETS, "characters": CHARACTER_BUCKETS}
+_PENALTIES = (10.0, 30.0)
+_NEIGHBOURS = tuple((k, s) for k in (40, 160, 320) for s in (0.0, 0.5, 1.0))
+"""How many, and the weight of the surface features."""
+_KERNELS = tuple((p, w, s) for p in (3.0, 10.0) for w in (0.5, 1.0) for s in (0.0, 0.5))
+"""Penalty, width and weight of the surface features."""
+
+
+Progress = Callable[[str], None]
+
+
+class Embedder(Protocol):
+    """What makes vectors of texts, as `factory.embedding.StaticEmbedder` does."""
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Float32 (n, dimensions)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meta:
+    """What a router says of itself."""
+
+    tiers: tuple[int, ...]
+    """Ascending."""
+    dimensions: int
+    """Length of the embeddings it takes."""
+    embedder: str
+    """Hash of the embedder that made them; vectors of another do not compare."""
+    n: int
+    """Labelled prompts it was fitted on."""
+    text: bool
+    """It reads the prompt; else only the embedding."""
+    prior: tuple[float, ...]
+    """Share of good answers by tier."""
+    grid: tuple[float, ...]
+    """Thresholds on the gain to try in a calibration, from out-of-fold predictions."""
+    reasons: tuple[str, ...]
+    """How it was fitted."""
+
+
+Member = Hashed | Kernel | Neighbours
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """A prompt as the members see it."""
+
+    vector: Floats
+    rows: Mapping[str, Row]
+    surface: Floats | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Router:
+    """A fitted router. It has no state besides its arrays and may be shared between threads."""
+
+    meta: Meta
+    hashed: Mapping[str, Hashed]
+    kernel: Kernel
+    neighbours: Neighbours
+    mix: Floats
+    """(2, members): weights for the lowest tier's quality, and for what further tiers add."""
+
+    def predict(self, text: str | None, embedding: NDArray[np.float32]) -> Estimate:
+        """The chance of a good answer by tier. `embedding` is float32 (dimensions,).
+
+        Raises `RoutingError` when the embedding has another length, or the text is missing for a
+        router that was fitted on texts.
+        """
+        seen = self._view(text, embedding)
+        outputs = [member.one(seen.rows[name]) for name, member in self.hashed.items()]
+        outputs.append(self.kernel.one(seen.vector, seen.surface))
+        outputs.append(self.neighbours.one(seen.vector, seen.surface))
+        chances = mixed(np.stack(outputs)[None], self.mix, np.array(self.meta.prior, np.float32))[0]
+        return Estimate(tuple(zip(self.meta.tiers, chances.tolist(), strict=True)))
+
+    def predict_many(self, texts: Sequence[str] | None, embeddings: Floats) -> Floats:
+        """Float32 (n, tiers): the same for many prompts."""
+        views = [
+            self._view(None if texts is None else texts[row], embeddings[row])
+            for row in range(len(embeddings))
+        ]
+        if not views:
+            return np.zeros((0, len(self.meta.tiers)), dtype=np.float32)
+        outputs = [_apply(member, name, views) for name, member in self.parts.items()]
+        return mixed(np.stack(outputs, axis=1), self.mix, np.array(self.meta.prior, np.float32))
+
+    @property
+    def parts(self) -> dict[str, Member]:
+        """All members by name, in the order of `mix`."""
+        return {**self.hashed, "kernel": self.kernel, "neighbours": self.neighbours}
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        return sum(a.nbytes for one in self.parts.values() for a in one.arrays().values())
+
+    def save(self, folder: Path) -> None:
+        """Write `router.safetensors` and `router.json` into an existing folder."""
+        from safetensors.numpy import save_file
+
+        arrays = {"mix": self.mix}
+        for name, member in self.parts.items():
+            for key, array in member.arrays().items():
+                arrays[f"{name}.{key}"] = np.ascontiguousarray(array)
+        save_file(arrays, str(Path(folder) / _WEIGHTS))
+        text = json.dumps({"format": FORMAT, **asdict(self.meta)}, indent=2, sort_keys=True)
+        (Path(folder) / _META).write_text(text + "\n", "utf-8")
+
+    def _view(self, text: str | None, embedding: NDArray[np.float32]) -> View:
+        vector = np.asarray(embedding, dtype=np.float32)
+        if vector.shape != (self.meta.dimensions,):
+            raise RoutingError(
+                f"the router takes embeddings of length {self.meta.dimensions}, "
+                f"not of shape {vector.shape}: fit it again with the embedder in use"
+            )
+        if not self.meta.text:
+            return View(vector, {}, None)
+        if text is None:
+            raise RoutingError("this router was fitted on texts and needs the prompt's text")
+        return _view(text, vector)
+
+
+def load(folder: Path) -> Router:
+    """Read what `Router.save` wrote. Raises `RoutingError` for anything else."""
+    from safetensors.numpy import load_file
+
+    folder = Path(folder)
+    try:
+        raw = json.loads((folder / _META).read_text("utf-8"))
+        arrays = load_file(str(folder / _WEIGHTS))
+        if raw.pop("format") != FORMAT:
+            raise RoutingError(f"'{folder}' holds a router of another format: fit it again")
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()
+        }
+        meta = Meta(**fields)
+        names = list(_HASHED) if meta.text else []
+        tiers = len(meta.tiers)
+        hashed = {n: Hashed.parse(_under(arrays, n), _HASHED[n], tiers) for n in names}
+        kernel = Kernel.parse(_under(arrays, "kernel"), meta.dimensions, tiers)
+        near = Neighbours.parse(_under(arrays, "neighbours"), meta.dimensions, tiers)
+        mix = arrays["mix"]
+    except RoutingError:
+        raise
+    except Exception as error:  # safetensors, json and dataclasses each raise their own
+        raise RoutingError(f"'{folder}' holds no router that can be read: {error}") from error
+    if mix.shape != (2, len(names) + 2) or len(meta.prior) != tiers:
+        raise RoutingError(f"'{folder}' holds a router whose parts do not fit together")
+    return Router(meta, hashed, kernel, near, mix)
+
+
+def fit(
+    table: Table,
+    embedder: Embedder | None,
+    seed: int,
+    progress: Progress = lambda _: None,
+) -> Router:
+    """Fit a router on a labelled table, some 10 s for 5,000 prompts.
+
+    `embedder` may be None when the table has embeddings. Raises `RoutingError` when the table is
+    too small or a tier has no good or no bad answer to learn from.
+    """
+    known = np.flatnonzero(~np.isnan(table.good).all(axis=1))
+    labelled = (~np.isnan(table.good)).sum(axis=0)
+    if len(known) == 0 or int(labelled.min()) < FEWEST:
+        short = table.tiers[int(np.argmin(labelled))]
+        raise RoutingError(
+            f"tier {short} has {int(labelled.min())} labelled prompts; "
+            f"at least {FEWEST} for each tier are needed to fit a router"
+        )
+    rng = np.random.default_rng(seed)
+    table = table.rows(np.sort(rng.permutation(known)[:MOST]))
+    if table.embeddings is None and (embedder is None or table.prompts is None):
+        raise RoutingError("the table has no embeddings: give an embedder, and prompts to embed")
+    progress(f"looking at {len(table)} prompts")
+    vectors = table.embeddings
+    if vectors is None:
+        assert embedder is not None
+        assert table.prompts is not None
+        vectors = embedder.encode(table.prompts)
+    views = [
+        _view(table.prompts[row], vectors[row])
+        if table.prompts is not None
+        else View(vectors[row], {}, None)
+        for row in range(len(table))
+    ]
+    folds = rng.permutation(len(table)) % FOLDS
+    outputs, makers = [], []
+    for name, options in _options(table.prompts is not None).items():
+        progress(f"cross-validating {name}")
+        held = [_out_of_fold(maker, name, views, table.good, folds) for maker in options.values()]
+        errors = [gain_error(one, table.good) for one in held]
+        best = int(np.argmin(errors))
+        outputs.append(held[best])
+        makers.append((name, *list(options.items())[best]))
+    stacked = np.stack(outputs, axis=1)
+    prior = np.nanmean(table.good, axis=0).astype(np.float32)
+    mix = stack(stacked, table.good, prior)
+    held_out = mixed(stacked, mix, prior)
+    progress("fitting on all prompts")
+    members = {name: maker(views, table.good) for name, _, maker in makers}
+    kernel, near = members.pop("kernel"), members.pop("neighbours")
+    assert isinstance(kernel, Kernel)
+    assert isinstance(near, Neighbours)
+    weights = ", ".join(
+        f"{name} ({how}) {mix[0, i]:.2f}/{mix[1, i]:.2f}" for i, (name, how, _) in enumerate(makers)
+    )
+    meta = Meta(
+        tiers=table.tiers,
+        dimensions=int(vectors.shape[1]),
+        embedder=str(getattr(embedder, "hash", "")),
+        n=len(table),
+        text=table.prompts is not None,
+        prior=tuple(prior.tolist()),
+        grid=_grid(held_out),
+        reasons=(f"fitted on {len(table)} prompts, seed {seed}", f"weights: {weights}"),
+    )
+    hashed = {name: one for name, one in members.items() if isinstance(one, Hashed)}
+    return Router(meta, hashed, kernel, near, mix)
+
+
+Maker = Callable[[Sequence[View], Floats], Member]
+
+
+def _options(text: bool) -> dict[str, dict[str, Maker]]:
+    """By member, the settings that cross-validation chooses from."""
+
+    def hashed(name: str, penalty: float) -> Maker:
+        return lambda views, good: Hashed.fit(
+            [one.rows[name] for one in views], good, _HASHED[name], penalty
+        )
+
+    def kernel(penalty: float, width: float, weight: float) -> Maker:
+        return lambda views, good: Kernel.fit(
+            np.stack([one.vector for one in views]),
+            _surfaces(views),
+            good,
+            penalty,
+            width,
+            weight,
+            np.random.default_rng(len(views)),
+        )
+
+    def neighbours(k: int, weight: float) -> Maker:
+        return lambda views, good: Neighbours.fit(
+            np.stack([one.vector for one in views]),
+            _surfaces(views),
+            good,
+            k,
+            weight,
+            np.random.default_rng(len(views)),
+        )
+
+    found: dict[str, dict[str, Maker]] = {}
+    if text:
+        found = {n: {f"penalty {p:g}": hashed(n, p) for p in _PENALTIES} for n in _HASHED}
+    found["kernel"] = {
+        f"penalty {p:g}, width {w:g}, surface {s:g}": kernel(p, w, s)
+        for p, w, s in _KERNELS
+        if text or not s
+    }
+    found["neighbours"] = {
+        f"k {k}, surface {s:g}": neighbours(k, s) for k, s in _NEIGHBOURS if text or not s
+    }
+    return found
+
+
+def _view(text: str, vector: Floats) -> View:
+    text = clip(text)
+    small = text.lower()
+    return View(vector, {"words": words(small), "characters": characters(small)}, surface(text))
+
+
+def _surfaces(views: Sequence[View]) -> Floats | None:
+    found = [one.surface for one in views if one.surface is not None]
+    return np.stack(found) if found else None
+
+
+def _apply(member: Member, name: str, views: Sequence[View]) -> Floats:
+    """A member's outputs (n, tiers) for many prompts."""
+    if isinstance(member, Hashed):
+        return member.many([one.rows[name] for one in views])
+    return member.many(np.stack([one.vector for one in views]), _surfaces(views))
+
+
+def _out_of_fold(
+    maker: Maker, name: str, views: Sequence[View], good: Floats, folds: NDArray[np.intp]
+) -> Floats:
+    out = np.empty_like(good)
+    for fold in range(FOLDS):
+        train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        member = maker([views[i] for i in train], good[train])
+        out[test] = _apply(member, name, [views[i] for i in test])
+    return out
+
+
+def _grid(chances: Floats) -> tuple[float, ...]:
+    from factory.routing.calibration import gains
+
+    if chances.shape[1] < 2:
+        return (0.0,)
+    found = np.quantile(gains(chances)[:, :-1], np.linspace(0, 1, 101))
+    return tuple(float(one) for one in np.unique(np.concatenate([[-1.0], found, [1.0]])))
+
+
+def _under(arrays: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {
+        key.removeprefix(f"{name}."): array
+        for key, array in arrays.items()
+        if key.startswith(f"{name}.")
+    }

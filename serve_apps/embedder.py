@@ -1,0 +1,193 @@
+"""An encoder's deployment for the embeddings route, and the gateway's handle to it.
+
+    app = embedder_app(EmbedderSpec(path="/…/model"), name="embedder-minilm", cores=2)
+    engine = RayEmbedder(handle)           # implements factory.gateway.engine.EmbeddingEngine
+    vectors, tokens = await engine.embed(["near the data"])
+
+Requests that wait for the encoder are put together into batches that are bounded in tokens, not in
+texts. A long request is cut into pieces of one batch each, so that short ones get in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+from ray import serve
+
+from factory.gateway.engine import Vectors
+from serve_apps.engine import deployment_version, translated
+from serve_apps.loopback import keep_replica_on_loopback
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+BATCH_TOKENS = 4096
+"""Tokens of one batch: about what fills two CPU cores for half a second with MiniLM."""
+
+BATCH_WAIT_S = 0.005
+"""Seconds that a text waits for company. `serve.batch` closes a batch after this time even while
+another one is being encoded, so at zero it would put nothing together."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedderSpec:
+    """What one embedder deployment serves, as plain values that travel to the replica."""
+
+    path: str
+    """Folder with config, tokenizer and safetensors weights."""
+    max_ongoing_requests: int = 256
+    """Requests a replica takes at once; the rest wait in the handle's queue."""
+    num_cpus: float = 0.5
+    """CPU share that Ray reserves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Texts of one request that go into one batch together."""
+
+    texts: tuple[str, ...]
+    tokens: int
+
+
+class TextEncoder(Protocol):
+    """`factory.embedding.Encoder`, or what stands in for it."""
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Float32 vectors of shape (texts, dimensions)."""
+        ...
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text."""
+        ...
+
+
+def pieces(texts: Sequence[str], tokens: Sequence[int], limit: int = BATCH_TOKENS) -> list[Piece]:
+    """`texts` in their order, cut so that no piece of several texts exceeds `limit` tokens.
+
+    A single text that is longer counts as `limit`, so that a batch can hold it.
+    """
+    found: list[Piece] = []
+    part: list[str] = []
+    size = 0
+    for text, count in zip(texts, tokens, strict=True):
+        count = min(count, limit)
+        if part and size + count > limit:
+            found.append(Piece(tuple(part), size))
+            part, size = [], 0
+        part.append(text)
+        size += count
+    return [*found, Piece(tuple(part), size)] if part else found
+
+
+def size_in_tokens(batch: Sequence[Piece]) -> int:
+    """The size by which `serve.batch` bounds a batch."""
+    return sum(piece.tokens for piece in batch)
+
+
+class BatchingEncoder:
+    """An encoder for many callers at once: counts, cuts, batches, and keeps the loop free."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        """`encoder` is only ever called from one thread."""
+        self._encoder = encoder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+
+        # A function of this object's own: Serve keeps one queue for each decorated function.
+        @serve.batch(
+            max_batch_size=BATCH_TOKENS,
+            batch_wait_timeout_s=BATCH_WAIT_S,
+            max_concurrent_batches=1,
+            batch_size_fn=size_in_tokens,
+        )
+        async def batched(batch: list[Piece]) -> list[Vectors]:
+            return await self._together(batch)
+
+        self._batched = batched
+
+    async def embed(self, texts: Sequence[str]) -> tuple[Vectors, list[int]]:
+        """Float32 vectors of shape (texts, dimensions), and the tokens of each text."""
+        tokens = await self._in_thread(self._encoder.count_tokens, texts)
+        # One piece after the other: the request then has at most one place in the queue.
+        parts = [await self._batched(piece) for piece in pieces(texts, tokens)]
+        return np.concatenate(parts), tokens
+
+    async def _together(self, batch: list[Piece]) -> list[Vectors]:
+        texts = [text for piece in batch for text in piece.texts]
+        vectors = await self._in_thread(self._encoder.encode, texts)
+        ends = np.cumsum([len(piece.texts) for piece in batch])
+        return np.split(vectors, ends[:-1])
+
+    async def _in_thread(self, call: Callable[[Sequence[str]], _T], texts: Sequence[str]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, texts)
+
+
+class Embedder:
+    """The replica."""
+
+    def __init__(self, spec: EmbedderSpec) -> None:
+        """Load the encoder and encode one text, so that no user pays for lazy initialisation."""
+        from factory.embedding.encoder import Encoder
+
+        keep_replica_on_loopback()
+        encoder = Encoder.load(Path(spec.path))
+        encoder.encode(["Are you ready?"])
+        self._encoder = BatchingEncoder(encoder)
+
+    async def embed(self, texts: Sequence[str]) -> tuple[Vectors, list[int]]:
+        """Float32 vectors of shape (texts, dimensions), and the tokens of each text."""
+        return await self._encoder.embed(texts)
+
+    async def ping(self) -> bool:
+        """True: a replica that is constructed has encoded a text."""
+        return True
+
+
+def embedder_app(spec: EmbedderSpec, *, name: str, cores: int) -> serve.Application:
+    """A bindable deployment of `Embedder`."""
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "0"}
+    environment = quiet | {"OMP_NUM_THREADS": str(cores)}
+    return (
+        serve.deployment(Embedder)
+        .options(  # type: ignore[no-any-return]
+            name=name,
+            num_replicas=1,
+            max_ongoing_requests=spec.max_ongoing_requests,
+            ray_actor_options={
+                "num_cpus": spec.num_cpus,
+                "runtime_env": {"env_vars": environment},
+            },
+            graceful_shutdown_timeout_s=10,
+            version=deployment_version(asdict(spec), cores),
+            _internal=True,
+        )
+        .bind(spec)
+    )
+
+
+class RayEmbedder:
+    """The gateway's side of an `Embedder`: the `EmbeddingEngine` protocol over a Serve handle."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        """`handle` is the deployment handle that Serve passes to the gateway."""
+        self._embed = handle.options(method_name="embed")
+        self._ping = handle.options(method_name="ping")
+
+    async def embed(self, texts: Sequence[str]) -> tuple[Vectors, list[int]]:
+        """Vectors of shape (texts, dimensions), and the tokens of each. Raises `EngineError`."""
+        with translated():
+            reply: Any = await self._embed.remote(list(texts))
+        vectors, tokens = reply
+        return vectors, tokens
+
+    async def check(self) -> None:
+        """Return when a replica takes requests. Raises `EngineError`."""
+        with translated():
+            await self._ping.remote()
