@@ -80,16 +80,19 @@ def _nearest(similar: Floats, labels: Floats, k: int) -> Floats:
 
 
 def decision_ms(router: learned.Router, embedder: StaticEmbedder, texts: Sequence[str]) -> float:
-    """Median milliseconds from a prompt's text to its first tier, one at a time."""
+    """Median milliseconds from a prompt's text to its first tier, one at a time, on one core."""
+    from threadpoolctl import threadpool_limits
+
     endpoint = Endpoint(team="benchmark", tiers=router.meta.tiers)
     routing = Routing()
     taken = []
-    for text in [*texts[:20], *texts[:TIMED]]:
-        start = time.perf_counter()
-        features = extract([("user", text)], len(text) // 4, ())
-        estimate = router.predict(text, embedder.encode_one(text))
-        choose(features, endpoint, router.meta.tiers, routing, estimate, 0.1)
-        taken.append(time.perf_counter() - start)
+    with threadpool_limits(1):
+        for text in [*texts[:20], *texts[:TIMED]]:
+            start = time.perf_counter()
+            features = extract([("user", text)], len(text) // 4, ())
+            estimate = router.predict(text, embedder.encode_one(text))
+            choose(features, endpoint, router.meta.tiers, routing, estimate, 0.1)
+            taken.append(time.perf_counter() - start)
     return float(np.median(taken[20:]) * 1000)
 
 

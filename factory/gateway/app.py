@@ -107,7 +107,7 @@ def build_app(gateway: Gateway) -> FastAPI:
     async def outcomes(request: Request) -> Response:
         """Say whether an answer did its job, and how many minutes people spent on it."""
         key = await gateway.key(request.headers.get("authorization"))
-        return _json(await gateway.outcomes.report(key, await _body(request, limit)), 201)
+        return _json(await gateway.outcomes.report(key, await _body(request, limit)))
 
     @app.get("/v1/models", **schema.MODELS)
     async def models(request: Request) -> Response:

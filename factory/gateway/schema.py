@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import Depends
 from fastapi.security import HTTPBearer
@@ -15,6 +15,9 @@ from pydantic import BaseModel
 from factory.gateway.body import ChatRequest
 from factory.gateway.completions import CompletionRequest
 from factory.gateway.embeddings import EmbeddingRequest
+from factory.gateway.outcomes import OutcomeBody
+from factory.gateway.reviews import DecisionBody
+from factory.ledger.reviews import Status
 
 Json = dict[str, Any]
 
@@ -128,6 +131,7 @@ _ERRORS = {
     409: "It has been decided already",
     413: "The body is too large",
     429: "Over a rate, a budget or the number of parallel requests; `Retry-After` says when",
+    502: "The guard withheld every answer that came",
     503: "Nothing can answer now, or the ledger is down; `Retry-After` says when",
 }
 _WAIT = {"Retry-After": {"description": "Seconds", "schema": _STRING}}
@@ -155,13 +159,14 @@ def _in_path(name: str) -> list[Json]:
 
 
 def _generating(good: str, content: Json, request: type[BaseModel]) -> Json:
-    route = _route(good, content, 400, 403, 404, 413, 429, **_body(request))
-    held = "A person must look at it first; `review` says where its outcome will stand"
+    route = _route(good, content, 400, 403, 404, 413, 429, 502, **_body(request))
+    held = "A person must look at it first; `Location` says where to ask"
     route["responses"][202] = {"description": held, "content": _json(_ANY)}
     return route
 
 
-_EVENTS: Json = {"text/event-stream": {"schema": _STRING}}
+_EVENTS: Json = {"text/event-stream": {"schema": _object({"data": _STRING})}}
+"""Of each server-sent event; the data is a chunk as JSON, and at last `[DONE]`."""
 
 CHAT: Json = _generating(
     "A chat.completion, or its chunks as server-sent events",
@@ -188,7 +193,7 @@ REVIEWS: Json = _route(
             "name": "status",
             "in": "query",
             "required": False,
-            "schema": {"enum": ["open", "approved", "edited", "rejected"]},
+            "schema": {"enum": list(get_args(Status))},
         }
     ],
 )
@@ -199,14 +204,6 @@ REVIEW: Json = _route(
     404,
     parameters=_in_path("review_id"),
 )
-_DECISION: Json = {
-    **_object(
-        {"decision": {"enum": ["approve", "edit", "reject"]}},
-        text={**_nullable("string"), "description": "What is sent instead, for `edit`"},
-        note={**_nullable("string"), "description": "Why, for the audit log"},
-    ),
-    "additionalProperties": False,
-}
 DECIDE: Json = _route(
     "The review as decided",
     _json(_ANY),
@@ -216,23 +213,8 @@ DECIDE: Json = _route(
     409,
     413,
     parameters=_in_path("review_id"),
-    requestBody={"required": True, "content": _json(_DECISION)},
+    **_body(DecisionBody),
 )
-_OUTCOME: Json = {
-    **_object(
-        {
-            "request_id": _STRING,
-            "success": {"type": "boolean", "description": "Whether the answer did its work"},
-        },
-        human_minutes={
-            "type": ["number", "null"],
-            "minimum": 0,
-            "description": "Time that people spent on it",
-        },
-        comment=_nullable("string"),
-    ),
-    "additionalProperties": False,
-}
 OUTCOMES: Json = _route(
     "The outcome as noted",
     _json(_ANY),
@@ -241,7 +223,7 @@ OUTCOMES: Json = _route(
     404,
     409,
     413,
-    requestBody={"required": True, "content": _json(_OUTCOME)},
+    **_body(OutcomeBody),
 )
 HEALTH: Json = {"responses": {200: {"description": "Alive", "content": _json(_ANY)}}}
 READY: Json = {

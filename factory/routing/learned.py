@@ -8,7 +8,7 @@ Four regressions (hashed words, hashed characters, a kernel on the embedding and
 features, nearest neighbours) are stacked (Breiman, "Stacked Regressions", 1996) on out-of-fold
 predictions, with weights of their own for how good the lowest tier is and for what each further
 tier adds. All choices are made by cross-validation inside the table that is given. Applied with
-NumPy alone, in about 0.5 ms a prompt; 4 MB for two tiers, and 1 kB a labelled prompt up to 8 MB
+NumPy alone, in about 0.5 ms a prompt; 4 MB for two tiers, and 1 kB a labelled prompt up to 6 MB
 (256 dimensions). One fitted without prompts uses the embedding only.
 """
 

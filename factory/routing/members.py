@@ -27,7 +27,7 @@ Row = tuple[NDArray[np.int64], Floats]
 LANDMARKS = 1000
 """Prompts that a kernel compares with."""
 
-REFERENCES = 8000
+REFERENCES = 5000
 """Labelled prompts among which neighbours are looked for."""
 
 _BLOCK = 1024

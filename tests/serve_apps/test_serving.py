@@ -21,6 +21,8 @@ def _object(kind: str, name: str, digest: str) -> Object:
 
 
 BASE = _object("models", "smollm2-135m", "aaaaaaaa")
+ENCODER = _object("models", "minilm", "cccccccc")
+DEFAULT_BASES = {"smollm2-135m": BASE, "minilm": ENCODER}
 MERGED = _object("merged", "smollm2-135m-x", "bbbbbbbb")
 
 
@@ -30,7 +32,7 @@ def settings() -> Settings:
 
 
 def test_the_base_answers_until_a_version_is_promoted(settings: Settings) -> None:
-    planned = plan(settings, {"smollm2-135m": BASE}, {("smollm2-135m", "helpdesk"): None})
+    planned = plan(settings, DEFAULT_BASES, {("smollm2-135m", "helpdesk"): None})
 
     tier = planned.tiers["helpdesk"][1]
     assert tier.label == "smollm2-135m"
@@ -39,9 +41,9 @@ def test_the_base_answers_until_a_version_is_promoted(settings: Settings) -> Non
 
 
 def test_a_champion_is_served_merged_and_changes_the_version(settings: Settings) -> None:
-    before = plan(settings, {"smollm2-135m": BASE}, {})
+    before = plan(settings, DEFAULT_BASES, {})
     champions = {("smollm2-135m", "helpdesk"): Champion(version=3, merged=MERGED)}
-    after = plan(settings, {"smollm2-135m": BASE}, champions)
+    after = plan(settings, DEFAULT_BASES, champions)
 
     old, new = before.tiers["helpdesk"][1], after.tiers["helpdesk"][1]
     assert new.label == "smollm2-135m:helpdesk@3"
@@ -52,14 +54,14 @@ def test_a_champion_is_served_merged_and_changes_the_version(settings: Settings)
 
 
 def test_endpoints_with_the_same_weights_share_one_engine(settings: Settings) -> None:
-    planned = plan(settings, {"smollm2-135m": BASE}, {})
+    planned = plan(settings, DEFAULT_BASES, {})
 
     assert len(planned.engines) == 1
     assert planned.tiers["helpdesk"][1].engine == planned.tiers["helpdesk-batch"][1].engine
 
 
 def test_a_provider_has_a_place_on_the_ladder_and_no_engine(settings: Settings) -> None:
-    planned = plan(settings, {"smollm2-135m": BASE}, {})
+    planned = plan(settings, DEFAULT_BASES, {})
 
     assert planned.tiers["helpdesk"][3].engine is None
     assert 3 not in planned.tiers["helpdesk-batch"]

@@ -121,7 +121,7 @@ def _differences(a: Reading, b: Reading, alignment: Alignment, lexicon: Lexicon)
         yield clash
     if min(a.known, b.known) < LEAST_KNOWN or max(len(a.words), len(b.words)) > MAX_WORDS:
         yield "not judged: not English, or too long"
-    if not (alignment.pairs or a.literals or a.numbers):
+    if not (alignment.pairs or a.literals or a.numbers or b.literals or b.numbers):
         yield "no content word in common"
     yield from _opposites(a, b, lexicon)
     yield from _standing_alone(a, b)
