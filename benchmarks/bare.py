@@ -1,24 +1,33 @@
-"""What the gateway is measured against: the thinnest Ray Serve apps that do something comparable.
+"""What the gateway is measured against: the thinnest things on Ray Serve that are comparable.
 
-    python -m benchmarks.bare --address 127.0.0.1:6379
+    python -m benchmarks.bare tiny --port 8100        # a constant, on a cluster of its own
+    python -m benchmarks.bare engine --address 127.0.0.1:6379 --port 8101    # a line's engine
 
-deploys both beside the gateway: `/bare` answers a constant, `/engine` passes a chat request on to
-the engine and does nothing else.
+`tiny` prints one line when it answers and ends when its standard input does. `engine` adds to a
+line that runs, with the same HTTP server as the gateway.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import ray
 import typer
 from fastapi import FastAPI, Request
 from ray import serve
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
+from serve_apps.listener import Listener
 from serve_apps.loopback import keep_replica_on_loopback
 
 TINY = FastAPI()
-THIN = FastAPI()
+HOST = "127.0.0.1"
+ROUTE = "/v1/chat/completions"
+
+commands = typer.Typer(no_args_is_help=True)
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=256)
@@ -29,7 +38,7 @@ class Tiny:
     def __init__(self) -> None:
         keep_replica_on_loopback()
 
-    @TINY.post("/v1/chat/completions")
+    @TINY.post(ROUTE)
     async def chat(self, request: Request) -> dict[str, Any]:
         """Read the body, answer a constant."""
         body = await request.json()
@@ -39,34 +48,48 @@ class Tiny:
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=256)
-@serve.ingress(THIN)
 class Thin:
     """The engine behind HTTP, without a gateway."""
 
-    def __init__(self, app: str, deployment: str) -> None:
+    async def __init__(self, app: str, deployment: str, port: int) -> None:
         keep_replica_on_loopback()
-        self._engine = serve.get_deployment_handle(deployment, app).options(method_name="answer")
+        engine = serve.get_deployment_handle(deployment, app).options(method_name="answer")
 
-    @THIN.post("/v1/chat/completions")
-    async def chat(self, request: Request) -> dict[str, Any]:
-        """Pass the request on, and the answer back."""
-        answer: dict[str, Any] = await self._engine.remote(await request.json())
-        return answer
+        async def chat(request: Any) -> JSONResponse:
+            body = await request.json()
+            body.pop("model")
+            answer: dict[str, Any] = await engine.remote(body)
+            return JSONResponse(answer, 500 if "error" in answer else 200)
+
+        web = Starlette(routes=[Route(ROUTE, chat, methods=["POST"])])
+        self._listener = Listener(web, HOST, port)
+        await self._listener.start()
 
 
-def main(
+@commands.command()
+def tiny(port: Annotated[int, typer.Option(help="TCP port.")]) -> None:
+    """Serve a constant until standard input ends."""
+    ray.init(log_to_driver=False, logging_level="warning", include_dashboard=False)
+    serve.start(http_options={"host": HOST, "port": port})
+    serve.run(Tiny.bind(), name="bare", route_prefix="/")
+    print("ready", flush=True)
+    sys.stdin.read()
+    serve.shutdown()
+    ray.shutdown()
+
+
+@commands.command()
+def engine(
     address: Annotated[str, typer.Option(help="GCS address of the running cluster.")],
+    port: Annotated[int, typer.Option(help="TCP port.")],
     app: Annotated[str, typer.Option(help="Application that has the engine.")] = "factory",
-    engine: Annotated[str, typer.Option(help="Its deployment.")] = "engine-smollm2-135m",
+    deployment: Annotated[str, typer.Option(help="Its deployment.")] = "engine-smollm2-135m",
 ) -> None:
-    """Deploy the bare apps. Example: python -m benchmarks.bare --address 127.0.0.1:6379"""
+    """Put the engine of a running line behind HTTP."""
     ray.init(address=address, log_to_driver=False, logging_level="warning")
-    try:
-        serve.run(Tiny.bind(), name="bare", route_prefix="/bare")
-        serve.run(Thin.bind(app, engine), name="engine", route_prefix="/engine")
-    finally:
-        ray.shutdown()
+    serve.run(Thin.bind(app, deployment, port), name="bare-engine", route_prefix=None)
+    ray.shutdown()
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    commands()

@@ -3,8 +3,8 @@
     python -m benchmarks.gateway --seconds 10
 
 Tier-0 hits go the whole way: key, rates, budget, cache, ledger, audit. The engine's figures compare
-a request through the gateway with the same engine behind Serve's proxy and nothing else. Load comes
-from `wrk` on 127.0.0.1; rounds alternate and medians are reported.
+a request through the gateway with one to the same engine behind the same HTTP server and nothing
+else. Load comes from `wrk` on 127.0.0.1; contenders take turns and medians are reported.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from random import Random
 from statistics import median
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -24,8 +25,12 @@ from urllib.parse import urlsplit
 import typer
 
 from benchmarks.litellm_proxy import proxy
+from factory.cluster.ports import free
 
 SCRIPT = Path(__file__).with_name("wrk.lua")
+ROUTE = "/v1/chat/completions"
+LONG_S = 12.0
+"""Shortest measurement at 32 clients, where an answer takes over a second."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "budget-ai-factory"
 
 CONFIG = """
@@ -106,41 +111,62 @@ def litellm(environment: Path, folder: Path, seconds: float) -> dict[str, float]
         return rounds({"LiteLLM, hits": lambda _: wrk(route, 16, seconds)}, 3)["LiteLLM, hits"]
 
 
+def bare_serve(seconds: float) -> dict[str, dict[str, float]]:
+    """A FastAPI deployment that answers a constant, behind Serve's proxy."""
+    port = free(1, Random())[0]
+    command = [sys.executable, "-m", "benchmarks.bare", "tiny", "--port", str(port)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as serving:
+        assert serving.stdout is not None
+        while (line := serving.stdout.readline()) and line.strip() != b"ready":
+            pass
+        if not line:
+            raise RuntimeError("the bare Serve deployment did not start")
+        url = f"http://127.0.0.1:{port}{ROUTE}"
+        wrk(url, 1, 2)
+        return rounds(
+            {
+                "bare Serve, 16": lambda _: wrk(url, 16, seconds),
+                "bare Serve, 1": lambda _: wrk(url, 1, seconds),
+            },
+            3,
+        )
+
+
 def hits(url: str, key: str, seconds: float) -> dict[str, dict[str, float]]:
-    """Tier-0 hits beside a bare deployment behind the same proxy."""
-    route, bare = f"{url}/v1/chat/completions", f"{url}/bare/v1/chat/completions"
-    wrk(route, 1, 2, KEY=key)
-    wrk(bare, 1, 2)
+    """Tier-0 hits, the whole way."""
+    wrk(f"{url}{ROUTE}", 1, 2, KEY=key)
     return rounds(
         {
-            "factory, hits, 16": lambda _: wrk(route, 16, seconds, KEY=key),
-            "bare Serve, 16": lambda _: wrk(bare, 16, seconds),
-            "factory, hits, 1": lambda _: wrk(route, 1, seconds, KEY=key),
-            "bare Serve, 1": lambda _: wrk(bare, 1, seconds),
+            "factory, hits, 16": lambda _: wrk(f"{url}{ROUTE}", 16, seconds, KEY=key),
+            "factory, hits, 1": lambda _: wrk(f"{url}{ROUTE}", 1, seconds, KEY=key),
         },
         3,
     )
 
 
-def engine(url: str, key: str, seconds: float) -> dict[str, dict[str, float]]:
+def engine(url: str, bare: str, key: str, seconds: float) -> dict[str, dict[str, float]]:
     """New requests through the gateway beside the bare engine, alone and at 32 clients."""
-    route, bare = f"{url}/v1/chat/completions", f"{url}/engine/v1/chat/completions"
+    route, bare = f"{url}{ROUTE}", f"{bare}{ROUTE}"
 
-    def ask(target: str, connections: int, kind: str) -> Callable[[int], dict[str, Any]]:
+    def ask(target: str, connections: int, kind: str, tokens: int) -> Callable[[int], Any]:
         # Every run has prompts of its own, so that no prefix of an earlier one helps.
         return lambda number: wrk(
             target,
             connections,
-            seconds,
+            seconds if connections == 1 else max(seconds, LONG_S),
             KEY=key,
             UNIQUE="1",
+            MAX_TOKENS=str(tokens),
             SEED=f"{kind}{connections}{number}",
         )
 
     for target in (route, bare):
         wrk(target, 4, 3, KEY=key, UNIQUE="1", SEED=f"warm{len(target)}")
-    alone = rounds({"gateway, 1": ask(route, 1, "g"), "engine, 1": ask(bare, 1, "e")}, 5)
-    return alone | rounds({"gateway, 32": ask(route, 32, "g"), "engine, 32": ask(bare, 32, "e")}, 4)
+    alone = {"gateway, 1": ask(route, 1, "g", 2), "engine, 1": ask(bare, 1, "e", 2)}
+    crowd = {"gateway, 32": ask(route, 32, "g", 16), "engine, 32": ask(bare, 32, "e", 16)}
+    return rounds(alone, 6) | rounds(crowd, 4)
 
 
 def main(
@@ -164,7 +190,14 @@ def main(
             say("LiteLLM's proxy")
             found = litellm(litellm_venv or CACHE / "litellm", folder, seconds)
             figures |= {"litellm_rps": found["rps"], "litellm_p50_ms": found["p50_ms"]}
+        say("a bare Serve deployment")
+        bare = bare_serve(seconds)
         figures |= ours(folder, seconds)
+    figures |= {
+        "bare_serve_rps": bare["bare Serve, 16"]["rps"],
+        "bare_serve_c1_p50_ms": bare["bare Serve, 1"]["p50_ms"],
+        "hit_to_bare_serve": figures["hit_rps"] / bare["bare Serve, 16"]["rps"],
+    }
     if reference:
         figures["hit_to_litellm"] = figures["hit_rps"] / figures["litellm_rps"]
     print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}))
@@ -181,8 +214,12 @@ def ours(folder: Path, seconds: float) -> dict[str, Any]:
     factory = Factory(file, progress=say)
     try:
         serving = factory.up()
+        port = free(1, Random())[0]
         subprocess.run(
-            [sys.executable, "-m", "benchmarks.bare", "--address", serving.address],
+            [
+                *(sys.executable, "-m", "benchmarks.bare", "engine"),
+                *("--address", serving.address, "--port", str(port)),
+            ],
             env=environment(factory.settings, file),
             check=True,
             stdout=subprocess.DEVNULL,
@@ -191,19 +228,16 @@ def ours(folder: Path, seconds: float) -> dict[str, Any]:
         say("tier-0 hits")
         cached = hits(serving.url, key, seconds)
         say("new requests")
-        asked = engine(serving.url, key, seconds)
+        asked = engine(serving.url, f"http://127.0.0.1:{port}", key, seconds)
     finally:
         factory.down()
         factory.close()
-    hit, bare = cached["factory, hits, 16"], cached["bare Serve, 16"]
+    hit = cached["factory, hits, 16"]
     return {
         "hit_rps": hit["rps"],
         "hit_p50_ms": hit["p50_ms"],
         "hit_p99_ms": hit["p99_ms"],
-        "bare_serve_rps": bare["rps"],
-        "hit_to_bare_serve": hit["rps"] / bare["rps"],
         "hit_c1_p50_ms": cached["factory, hits, 1"]["p50_ms"],
-        "bare_serve_c1_p50_ms": cached["bare Serve, 1"]["p50_ms"],
         "overhead_p50_ms": asked["gateway, 1"]["p50_ms"] - asked["engine, 1"]["p50_ms"],
         "overhead_p95_ms": asked["gateway, 1"]["p95_ms"] - asked["engine, 1"]["p95_ms"],
         "engine_c1_p50_ms": asked["engine, 1"]["p50_ms"],

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from factory.evaluation.compare import Comparison
     from factory.evaluation.harness import Judged
     from factory.evaluation.results import Results
+    from factory.ledger.budgets import Standing
     from factory.ledger.keys import ApiKey
     from factory.ledger.records import Promotion
     from factory.ledger.report import CostsReport, Explanation
@@ -238,13 +239,26 @@ class Factory:
 
         return history(self.ledger, name)
 
-    def costs(self, since: datetime | None = None, until: datetime | None = None) -> CostsReport:
-        """What the traffic cost, and what it would have cost at the top tier."""
-        return self.ledger.costs(since, until)
+    def costs(
+        self,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        human_usd_per_hour: int = 45,
+    ) -> CostsReport:
+        """What the traffic cost, per success too, and what it would have cost at the top tier."""
+        return self.ledger.costs(since, until, human_usd_per_hour * configuration.NANO)
+
+    def budgets(self) -> list[Standing]:
+        """Every configured budget and how it stands now."""
+        from factory.ledger.budgets import status
+        from factory.ledger.keys import now
+
+        return status(self.ledger, self.settings, now())
 
     def explain(self, request_id: str) -> Explanation:
         """Why a request was answered as it was. Raises `LedgerError` when it is unknown."""
         from factory.ledger.errors import LedgerError
+        from factory.ledger.outcomes import latest
         from factory.ledger.report import explain
 
         found = self.ledger.request(request_id)
@@ -253,13 +267,18 @@ class Factory:
                 f"the ledger has no request '{request_id}'; "
                 "the id stands in the answer's x-factory-request-id header"
             )
-        return explain(*found)
+        return explain(*found, latest(self.ledger, request_id))
 
-    def create_key(self, team: str, endpoints: Sequence[str] = ("*",)) -> tuple[str, ApiKey]:
-        """A new API key for a team: the secret, shown only now, and its record."""
+    def create_key(
+        self, team: str, endpoints: Sequence[str] = ("*",), **scope: Any
+    ) -> tuple[str, ApiKey]:
+        """A new API key for a team: the secret, shown only now, and its record.
+
+        `scope` takes `roles`, `budget` and `limits`; see `factory.ledger.keys.create_key`.
+        """
         from factory.ledger.keys import create_key
 
-        return create_key(self.ledger, self.settings, team, endpoints)
+        return create_key(self.ledger, self.settings, team, endpoints, **scope)
 
     def client(self, endpoint: str, api_key: str | None = None) -> OpenAI:
         """An OpenAI client of the running gateway; pass `model=endpoint` in its calls.

@@ -1,7 +1,7 @@
-"""The gateway as a Ray Serve app: `factory.gateway` behind Serve's HTTP proxy.
+"""The gateway as a Ray Serve app that listens for HTTP itself; see `serve_apps.listener`.
 
-    app = gateway_app(planned, home=settings.home, config=path)
-    serve.run(app, name="factory", route_prefix="/")
+    app = gateway_app(planned, home=settings.home, config=path, port=8000, ...)
+    serve.run(app, name="factory", route_prefix=None)
 
 The replica reads `factory.yaml` itself, so that secrets come from its own environment and never
 travel through Serve's state.
@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -32,6 +31,7 @@ from factory.ledger.writer import LedgerWriter
 from serve_apps.alerting import Alerting
 from serve_apps.embedder import RayEmbedder, embedder_app
 from serve_apps.engine import RayEngine, engine_app
+from serve_apps.listener import Listener
 from serve_apps.loopback import keep_replica_on_loopback
 from serve_apps.serving import ServingPlan, TierPlan
 
@@ -39,14 +39,21 @@ APP = "factory"
 """Name of the Serve application."""
 
 
-@serve.ingress()
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "0"}
+"""Of a replica: its small matrix products are slower in several threads."""
+
+SHUTDOWN_S = 30.0
+"""Seconds that requests in progress get when a replica is replaced."""
+
+
 class GatewayApp:
     """One gateway replica: ledger, cache and the ladder of every endpoint."""
 
-    def __init__(
+    async def __init__(
         self,
         home: str,
         config: str | None,
+        port: int,
         planned: ServingPlan,
         handles: Mapping[str, DeploymentHandle],
     ) -> None:
@@ -77,14 +84,20 @@ class GatewayApp:
             meaning=Meaning(settings, self._ledger, embedder, clock) if embedder else None,
             clock=clock,
         )
-        self._app = build_app(self._gateway)
+        await self._writer.start()
+        self._listener = Listener(build_app(self._gateway), settings.gateway.host, port)
+        await self._listener.start()
 
-    async def __serve_build_asgi_app__(self) -> FastAPI:
-        return self._app
+    async def check_health(self) -> None:
+        """Raise when it no longer listens; Serve then replaces the replica."""
+        if not self._listener.alive:
+            raise RuntimeError("the gateway does not listen any more")
 
     async def __del__(self) -> None:
+        await self._listener.stop(SHUTDOWN_S - 5)
         await self._gateway.drain()
         await self._writer.close()
+        await self._alerting.drain()
         self._ledger.close()
 
 
@@ -144,9 +157,15 @@ def _counter(path: str) -> Callable[[Turns], int]:
 
 
 def gateway_app(
-    planned: ServingPlan, *, home: Path, config: Path | None, replicas: int, cores: int
+    planned: ServingPlan,
+    *,
+    home: Path,
+    config: Path | None,
+    port: int,
+    replicas: int,
+    cores: int,
 ) -> serve.Application:
-    """The gateway bound to its engines, ready for `serve.run`."""
+    """The gateway bound to its engines, ready for `serve.run`; it will listen on `port`."""
     deployments: dict[str, Any] = {
         name: engine_app(spec, name=name, cores=cores) for name, spec in planned.engines.items()
     }
@@ -159,8 +178,8 @@ def gateway_app(
             name="gateway",
             num_replicas=replicas,
             max_ongoing_requests=256,
-            ray_actor_options={"num_cpus": 0.1},
-            graceful_shutdown_timeout_s=10,
+            ray_actor_options={"num_cpus": 0.1, "runtime_env": {"env_vars": ENVIRONMENT}},
+            graceful_shutdown_timeout_s=SHUTDOWN_S,
         )
-        .bind(str(home), str(config) if config else None, planned, deployments)
+        .bind(str(home), str(config) if config else None, port, planned, deployments)
     )

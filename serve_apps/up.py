@@ -140,15 +140,16 @@ def deploy(
     try:
         cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
         host = settings.gateway.host
-        serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
+        serve.start(http_options={"location": "NoServer"})
         app = gateway_app(
             planned,
             home=settings.home,
             config=config and config.resolve(),
+            port=port,
             replicas=settings.gateway.replicas,
             cores=cores,
         )
-        serve.run(app, name=APP, route_prefix="/")
+        serve.run(app, name=APP, route_prefix=None)
     finally:
         ray.shutdown()
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"

@@ -12,6 +12,7 @@ from factory import config
 from factory.catalog.objects import ObjectStore
 from factory.catalog.pull import pull
 from factory.config import Settings
+from factory.embedding import installed
 from tests.line import Line
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -33,6 +34,13 @@ def model_dir(pytestconfig: pytest.Config) -> Path:
     return pull(default_settings(store.root.parent), MODEL, store).path
 
 
+@pytest.fixture(scope="session")
+def static_dir(pytestconfig: pytest.Config) -> Path:
+    """The static embedder of the packaged encoder; distilled once, kept in pytest's cache."""
+    store = ObjectStore(Path(pytestconfig.cache.mkdir("factory-objects")))
+    return installed.make(default_settings(store.root.parent), store).path
+
+
 def default_settings(home: Path) -> Settings:
     """The packaged configuration with its state under `home`."""
     settings = config.parse(config.default_text(), "the packaged factory.yaml", home, {})
@@ -40,12 +48,13 @@ def default_settings(home: Path) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def line_home(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh home whose object store has the real model already."""
+def line_home(model_dir: Path, static_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh home whose object store has the real models already."""
     home = tmp_path_factory.mktemp("home")
-    models = home / "objects" / "models"
-    models.parent.mkdir(parents=True)
-    models.symlink_to(model_dir.parents[1], target_is_directory=True)
+    objects = home / "objects"
+    objects.mkdir()
+    for kind, made in (("models", model_dir), ("embedders", static_dir)):
+        (objects / kind).symlink_to(made.parents[1], target_is_directory=True)
     return home
 
 

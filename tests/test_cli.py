@@ -64,6 +64,11 @@ def test_the_command_groups_are_there() -> None:
         *("eval run", "eval compare", "registry list", "registry promote"),
         *("registry rollback", "registry log", "costs report", "costs explain"),
         *("keys create", "keys list", "keys revoke"),
+        *("budgets check", "budgets alerts"),
+        *("audit verify", "audit list", "audit anchor"),
+        *("reviews list", "reviews show", "reviews approve", "reviews edit", "reviews reject"),
+        *("routing fit", "routing calibrate", "routing report"),
+        *("cache calibrate", "cache status"),
         *("config show", "config schema", "config check"),
     }
 
@@ -75,7 +80,7 @@ def test_every_help_has_an_example(run: Callable[..., str], words: tuple[str, ..
 
 def test_config_check_says_what_is_good(run: Callable[..., str], home: Path) -> None:
     said = run("config", "check")
-    assert "the packaged default is good: 2 models" in said
+    assert "the packaged default is good: 3 models" in said
     assert "premium is off" in said
     found = json.loads(run("config", "check", "--json"))
     assert (found["ok"], found["home"]) == (True, str(home))
@@ -111,13 +116,14 @@ def test_models_list_says_what_is_not_here(run: Callable[..., str]) -> None:
     assert [(item["name"], item["weights"]) for item in models] == [
         ("smollm2-135m", "not pulled"),
         ("premium", "off: no address or key"),
+        ("minilm", "not pulled"),
     ]
     assert "not pulled" in run("models", "list")
 
 
 def test_models_pull_refuses_in_one_sentence(run: Callable[..., str]) -> None:
     assert run("models", "pull", "gpt", code=1).splitlines()[-1] == (
-        "factory: the catalog has no model 'gpt'; it has premium, smollm2-135m"
+        "factory: the catalog has no model 'gpt'; it has minilm, premium, smollm2-135m"
     )
 
 

@@ -8,30 +8,39 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from datetime import timedelta
 from typing import Literal
 
 from cachetools import TTLCache
 
 from factory.config import Endpoint, Settings
+from factory.gateway.clock import Clock
 from factory.gateway.errors import ApiError
 from factory.gateway.served import Pinned, Served, Serving
-from factory.ledger.keys import ApiKey
+from factory.ledger.keys import ApiKey, authenticate, revoked_since
+from factory.ledger.store import Ledger
 
 Task = Literal["generate", "embed"]
 
-FRESH_S = 1.0
-"""Seconds a checked key is believed: the longest time a revoked key still works."""
+FRESH_S = 60.0
+"""Seconds a checked key is believed unless it is revoked."""
+
+LOOK_S = 0.1
+"""Seconds between looks for revocations: the longest time a revoked key still works."""
+
+_OVERLAP = timedelta(seconds=30)
+"""How far back a look goes: a revocation carries the time of the machine that made it."""
 
 
 class Keys:
-    """Checked keys, remembered for `FRESH_S` so that the database is not asked each time."""
+    """Checked keys, remembered so that the database is not asked for each request."""
 
-    def __init__(
-        self, authenticate: Callable[[str], ApiKey | None], monotonic: Callable[[], float]
-    ) -> None:
-        self._authenticate = authenticate
-        self._fresh: TTLCache[bytes, ApiKey] = TTLCache(4096, FRESH_S, timer=monotonic)
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._looked_at = float("-inf")
+        self._fresh: TTLCache[bytes, ApiKey] = TTLCache(4096, FRESH_S, timer=clock.monotonic)
 
     async def check(self, authorization: str | None) -> ApiKey:
         """The key behind an `Authorization` header. Raises `ApiError` 401.
@@ -45,10 +54,12 @@ class Keys:
                 "missing_api_key", "send your key as 'Authorization: Bearer sk-factory-...'"
             )
         mark = hashlib.sha256(secret.encode()).digest()
+        if self._fresh:
+            await self._forget_revoked()
         known = self._fresh.get(mark)
         if known is not None:
             return known
-        key = await asyncio.to_thread(self._authenticate, secret)
+        key = await asyncio.to_thread(authenticate, self._ledger, secret)
         if key is None:
             raise _unauthorized(
                 "invalid_api_key",
@@ -56,6 +67,17 @@ class Keys:
             )
         self._fresh[mark] = key
         return key
+
+    async def _forget_revoked(self) -> None:
+        now = self._clock.monotonic()
+        if now - self._looked_at < LOOK_S:
+            return
+        self._looked_at = now
+        since = self._clock.now() - _OVERLAP
+        revoked = await asyncio.to_thread(revoked_since, self._ledger, since)
+        for mark, key in list(self._fresh.items()):
+            if key.key_id in revoked:
+                del self._fresh[mark]
 
 
 def _unauthorized(code: str, message: str) -> ApiError:

@@ -14,20 +14,25 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from factory.gateway.answers import Answer, Gathering, whole
 from factory.gateway.breakers import Breakers
 from factory.gateway.engine import Body, Chunk, Engine, EngineError, with_logprobs
 from factory.gateway.errors import ApiError, unavailable
+from factory.gateway.experience import Experience
 from factory.gateway.journey import Journey
 from factory.gateway.plan import Plan
 from factory.gateway.purse import Denial
 from factory.gateway.served import Served
 from factory.routing.confidence import Verdict, judge
+from factory.routing.consistency import agree
 from factory.routing.ladder import Step, Tried, next_step
 
 _log = logging.getLogger(__name__)
+
+SAMPLING_TEMPERATURE = 0.7
+"""Of sampled answers, which would otherwise all be the same (Wang et al., ICLR 2023)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,10 @@ class Rules:
     breakers: Breakers
     hold: Callable[[int], Awaitable[Denial | None]]
     """Holds nano-dollars for the next attempt, or says why not."""
+    samples: int
+    """Answers sampled from a tier whose answer is judged; more than one are judged by agreement."""
+    experience: Experience
+    """Learns from every attempt."""
     unfit: Callable[[Answer], str]
     """Why an answer cannot be sent whatever its confidence; empty when it can."""
 
@@ -143,7 +152,7 @@ class Cascade:
         if why_not := self.rules.breakers.begin(served):
             self._tried.append(Tried(tier, failure=why_not))
             return False
-        longest = self.plan.longest_answers[tier]
+        longest = self.plan.longest_answers[tier] * self._choices(tier)
         denial = await self.rules.hold(
             served.price.nano_usd(self.plan.prompt_tokens[tier], longest)
         )
@@ -166,9 +175,18 @@ class Cascade:
     def body(self, served: Served) -> Body:
         """What `served` is asked, with log-probabilities where its answer will be judged."""
         body = self.plan.bodies[served.tier]
-        if self.plan.ladder.judged(served.tier):
-            return with_logprobs(body, self._route)
-        return body
+        if not self.plan.ladder.judged(served.tier):
+            return body
+        if (count := self._choices(served.tier)) > self.plan.call.request.choices:
+            warmth = max(body.get("temperature") or 0.0, SAMPLING_TEMPERATURE)
+            return {**body, "n": count, "temperature": warmth}
+        return with_logprobs(body, self._route)
+
+    def _choices(self, tier: int) -> int:
+        """How many answers a tier is asked for."""
+        wanted = self.plan.call.request.choices
+        sampled = wanted == 1 and self.plan.ladder.judged(tier)
+        return self.rules.samples if sampled else wanted
 
     def verdict(self, tier: int, answer: Answer) -> Verdict:
         """The judgement of an answer; one that nothing stands above is accepted as it is."""
@@ -178,10 +196,20 @@ class Cascade:
             return Verdict(False, None, (unfit,))
         return judge(answer.token_logprobs, self.rules.threshold)
 
+    def _typical(self, tier: int, answer: Answer) -> tuple[Answer, Verdict]:
+        """Of several sampled answers the most typical one, judged by how the others agree."""
+        if len(answer.choices) <= self.plan.call.request.choices:
+            return answer, self.verdict(tier, answer)
+        found = agree([choice.text for choice in answer.choices], self.rules.threshold)
+        chosen = replace(answer, choices=(answer.choices[found.best],))
+        if unfit := self.rules.unfit(chosen):
+            return chosen, Verdict(False, None, (unfit,))
+        return chosen, found.verdict
+
     async def _attempt(self, served: Served, collect: bool) -> None:
         """Ask for a whole answer. `collect` streams it, so that leaving stops the generation."""
         prompt_tokens = self.plan.prompt_tokens[served.tier]
-        gathering = Gathering(expected=self.plan.call.request.choices)
+        gathering = Gathering(expected=self._choices(served.tier))
         begun = self.journey.clock.monotonic()
         reason = "the client left"
         unfinished = True
@@ -194,7 +222,8 @@ class Cascade:
                 else:
                     completion = await _engine(served).answer(self.body(served), self._route)
                     answer = whole(completion, prompt_tokens)
-            reason = self._judge(served, answer)
+            latency_ms = (self.journey.clock.monotonic() - begun) * 1000
+            reason = self._judge(served, answer, latency_ms)
             unfinished = False
         except Exception as error:
             unfinished = isinstance(error, TimeoutError)
@@ -239,13 +268,21 @@ class Cascade:
         if gathering.finish_reason is None:
             raise ended_early()
 
-    def _judge(self, served: Served, answer: Answer) -> str:
-        verdict = self.verdict(served.tier, answer)
+    def _judge(self, served: Served, answer: Answer, latency_ms: float) -> str:
+        answer, verdict = self._typical(served.tier, answer)
+        self.rules.experience.answered(
+            self.plan.call.name,
+            served.tier,
+            latency_ms=latency_ms,
+            completion_tokens=answer.completion_tokens,
+            accepted=verdict.accept,
+        )
         self.rules.breakers.succeeded(served)
         self._answers[served.tier] = answer
         self._tried.append(Tried(served.tier, verdict))
         if verdict.confidence is not None:
             self.journey.confidence = verdict.confidence
+            self.journey.confidences[served.tier] = verdict.confidence
         return verdict.reasons[0]
 
     def _failed(self, served: Served, error: Exception) -> str:
@@ -270,7 +307,7 @@ class Cascade:
         begun = self.journey.clock.monotonic()
         stream = _engine(served).stream(self.body(served), self._route)
         prompt_tokens = self.plan.prompt_tokens[served.tier]
-        gathering = Gathering(expected=self.plan.call.request.choices)
+        gathering = Gathering(expected=self._choices(served.tier))
         reason = "the client left"
         unfinished = True
         try:
@@ -280,6 +317,8 @@ class Cascade:
                 raise ended_early()
             gathering.add(first)
             reason = ""
+            ttft_ms = (self.journey.clock.monotonic() - begun) * 1000
+            self.rules.experience.began(self.plan.call.name, served.tier, ttft_ms=ttft_ms)
             return Live(served, stream, first, gathering, prompt_tokens, begun)
         except Exception as error:
             unfinished = isinstance(error, TimeoutError)
@@ -303,7 +342,8 @@ class Cascade:
     def finish(self, live: Live, answer: Answer) -> bool:
         """Judge and charge a live answer after its last token; False when it must not be kept."""
         served = live.served
-        reason = self._judge(served, answer)
+        latency_ms = (self.journey.clock.monotonic() - live.opened) * 1000
+        reason = self._judge(served, answer, latency_ms)
         self.charge(served, answer, live.gathering, live.prompt_tokens, live.opened, reason, False)
         failures = any(one.failure for one in self._tried)
         step = self._next()

@@ -21,8 +21,10 @@ from factory.gateway.call import Call, scopes
 from factory.gateway.cascade import Cascade, Live, Patience, Rules, as_engine_error, ended_early
 from factory.gateway.engine import Chunk
 from factory.gateway.errors import ApiError, unavailable
+from factory.gateway.experience import Experience
 from factory.gateway.flights import Landed
 from factory.gateway.journey import Journey
+from factory.gateway.learning import Learned
 from factory.gateway.plan import Plan, plan
 from factory.gateway.purse import Purses
 from factory.gateway.replies import render
@@ -52,6 +54,7 @@ class Computation:
     settlement: Settlement
     turns: Turns
     breakers: Breakers
+    experience: Experience
     patience: Patience
     jitter: Callable[[], float]
     patterns: tuple[re.Pattern[str], ...]
@@ -60,6 +63,10 @@ class Computation:
     """What looks at its answer."""
     keep: Callable[[Journey, Call, Entry], None]
     """Puts a finished answer into the caches."""
+    learned: Callable[[Call], Learned]
+    """What was learned and calibrated for a call's endpoint."""
+    sample: Callable[[Journey, Call], None]
+    """Notes what a router can learn from a finished request."""
 
     async def run(self, journey: Journey, call: Call) -> AsyncGenerator[Yielded, None]:
         """Parts that may be sent already, then the settled answer. Raises `ApiError`, settled."""
@@ -75,9 +82,17 @@ class Computation:
                     yield part
 
     async def _answer(self, journey: Journey, call: Call) -> AsyncGenerator[Yielded, None]:
-        planned = await plan(call, self.settings.routing, self.patterns, self.breakers.why_not)
+        learned = self.learned(call)
+        planned = await plan(
+            call,
+            self.settings.routing,
+            self.patterns,
+            self.breakers.why_not,
+            learned,
+            self.experience,
+        )
         screening = self.screening(journey, call)
-        cascade = self._cascade(journey, call, planned, screening)
+        cascade = self._cascade(journey, call, planned, screening, learned)
         streams = bool(call.request.stream) and screening.may_stream
         final = await cascade.run(wants_stream=streams)
         served = final.served
@@ -98,16 +113,19 @@ class Computation:
         entry = Entry(rendered, answer, served, journey.confidence, journey.degraded)
         if cacheable:
             self.keep(journey, call, entry)
+        self.sample(journey, call)
         yield Landed(entry)
 
     def _cascade(
-        self, journey: Journey, call: Call, planned: Plan, screening: Screening
+        self, journey: Journey, call: Call, planned: Plan, screening: Screening, learned: Learned
     ) -> Cascade:
         rules = Rules(
-            threshold=self.settings.routing.confidence_threshold,
+            threshold=learned.confidence_threshold,
             patience=self.patience,
             jitter=self.jitter,
             breakers=self.breakers,
+            samples=call.endpoint.self_consistency,
+            experience=self.experience,
             hold=self.purses.of(journey, call).hold,
             unfit=screening.unfit,
         )

@@ -66,6 +66,8 @@ class Journey:
     degraded: bool = False
     confidence: float | None = None
     """Of the last answer that was judged; a later tier may have given the one that is sent."""
+    confidences: dict[int, float] = field(default_factory=dict)
+    """By tier, of every answer that was judged."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     engine_s: float = 0.0

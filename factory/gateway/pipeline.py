@@ -22,6 +22,7 @@ from typing import Any
 from cachetools import LRUCache
 from pydantic_core import to_json
 
+from factory.catalog.objects import ObjectStore
 from factory.config import Settings
 from factory.gateway import access, cache, readiness
 from factory.gateway.answers import estimate_tokens
@@ -34,10 +35,12 @@ from factory.gateway.computation import Computation, Part
 from factory.gateway.embedding import Embedding
 from factory.gateway.embeddings import parse_embeddings
 from factory.gateway.errors import ApiError
+from factory.gateway.experience import Experience
 from factory.gateway.flights import Boarding, Flights
 from factory.gateway.guarding import Guarding
 from factory.gateway.journey import Journey
 from factory.gateway.keeper import Keeper
+from factory.gateway.learning import Learning
 from factory.gateway.meaning import Meaning
 from factory.gateway.outcomes import Outcomes
 from factory.gateway.purse import Purses
@@ -49,7 +52,7 @@ from factory.gateway.settlement import Settlement
 from factory.gateway.tier0 import Tier0
 from factory.gateway.turns import Turns
 from factory.ledger.budgets import configured
-from factory.ledger.keys import ApiKey, authenticate, list_keys
+from factory.ledger.keys import ApiKey, list_keys
 from factory.ledger.report import explain
 from factory.ledger.reviews import Review
 from factory.ledger.store import Ledger
@@ -110,7 +113,7 @@ class Gateway:
         self._ledger = ledger
         self._clock = clock = clock or Clock()
         self._ids = ids
-        self._keys = access.Keys(partial(authenticate, ledger), clock.monotonic)
+        self._keys = access.Keys(ledger, clock)
         self._top_price = settings.models[settings.top_model].price
         self._rates = Rates(share=1 / settings.gateway.replicas)
         self._flights: Flights[Part, cache.Entry] = Flights()
@@ -120,6 +123,7 @@ class Gateway:
         self.outcomes = Outcomes(ledger, clock)
         self._guarding = Guarding(settings, self.reviews)
         self._tier0 = Tier0(settings, ledger, clock, self._keeper, self._guarding.mark, meaning)
+        self._learning = Learning(settings, ledger, ObjectStore(settings.objects), clock)
         purses = Purses(bank=writer, review=self.reviews.hold, budgets=configured(settings))
         breakers = Breakers(settings.routing.breaker, clock.monotonic)
         patience = patience or Patience()
@@ -132,12 +136,15 @@ class Gateway:
                 monotonic=clock.monotonic,
             ),
             breakers=breakers,
+            experience=Experience(),
             patience=patience,
             jitter=jitter,
             patterns=tuple(re.compile(one) for one in settings.routing.hard_patterns),
             purses=purses,
             screening=self._guarding.screening,
             keep=self._tier0.keep,
+            learned=self._learning.of,
+            sample=self._sample,
         )
         self._embedding = Embedding(
             settlement=self._settlement,
@@ -303,6 +310,10 @@ class Gateway:
             yield error_event(error)
             return
         yield entry.rendered.ending(stamp, journey.figures(), request.include_usage)
+
+    def _sample(self, journey: Journey, call: Call) -> None:
+        if sample := self._learning.sample(journey, call):
+            self._keeper.sample(sample)
 
     async def review(self, authorization: str | None, review_id: str) -> Reply:
         """A review, for those whom it concerns. What a person let pass is answered now.

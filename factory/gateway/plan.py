@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from factory.config import Limits, Routing
 from factory.gateway.answers import estimate_tokens
 from factory.gateway.call import Call, Request
 from factory.gateway.engine import Body
 from factory.gateway.errors import ApiError, unavailable
+from factory.gateway.experience import Experience
+from factory.gateway.learning import Learned
 from factory.gateway.served import Served
 from factory.routing.features import extract
 from factory.routing.ladder import Ladder, Rung, climbable
@@ -41,7 +43,7 @@ class Plan:
     prompt_tokens: Mapping[int, int]
     """Counted or estimated prompt length, by tier."""
     longest_answers: Mapping[int, int]
-    """Tokens that money is held for, by tier: all choices together."""
+    """Tokens of one choice that money is held for, by tier."""
 
 
 async def plan(
@@ -49,6 +51,8 @@ async def plan(
     routing: Routing,
     patterns: Sequence[re.Pattern[str]],
     why_not: Callable[[Served], str],
+    learned: Learned,
+    experience: Experience,
 ) -> Plan:
     """The plan for one request. `why_not` says of a model why it is not asked now, or nothing.
 
@@ -80,7 +84,7 @@ async def plan(
         bodies[tier] = _body(chat, one, counts[tier], limits)
         room = max(one.max_model_len - counts[tier], 1)
         most = bodies[tier].get("max_tokens") or chat.limit or min(room, _USUAL_ANSWER)
-        longest[tier] = most * chat.choices
+        longest[tier] = most
     ladder = climbable(call.endpoint, rungs)
     first = next((counts[tier] for tier in ladder.usable), 0)
     if limits.max_input_tokens is not None and first > limits.max_input_tokens:
@@ -90,13 +94,35 @@ async def plan(
         call.endpoint,
         ladder.usable,
         routing,
+        learned.estimate,
+        learned.router_threshold,
     )
     if route.tier is None:
         if full:
             raise _context_exceeded(*max(full), chat.limit)
         why = "; ".join(why for _, why in ladder.blocked) or "the endpoint has only tier 0"
         raise unavailable(f"no model can answer for this endpoint now: {why}", 5)
+    route = _worthwhile(call, ladder, route, first, learned, experience)
+    assert route.tier is not None
     return Plan(call, ladder, route, route.tier, bodies, counts, longest)
+
+
+def _worthwhile(
+    call: Call,
+    ladder: Ladder,
+    route: Route,
+    prompt_tokens: int,
+    learned: Learned,
+    experience: Experience,
+) -> Route:
+    """The route, or the next tier up when trying the cheap one first does not pay."""
+    above = () if route.tier is None else ladder.above(route.tier)
+    if not above or route.tier is None:
+        return route
+    found = experience.worth(call, route.tier, above[0], prompt_tokens, learned.estimate)
+    if found is None or not found.skip:
+        return route
+    return replace(route, tier=above[0], reasons=(*route.reasons, *found.reasons))
 
 
 def _within(chat: Request, limits: Limits) -> None:

@@ -32,6 +32,7 @@ from factory.ledger.records import ChargeRecord, RequestRecord, check_entry
 from factory.ledger.report import CostsReport
 from factory.ledger.reservations import Reservation
 from factory.ledger.schema import CHARGES, REQUESTS, within
+from factory.ledger.success import HUMAN_NUSD_PER_HOUR
 
 Entry = tuple[RequestRecord, Sequence[ChargeRecord]]
 """A request with its charges: what is recorded together or not at all."""
@@ -196,13 +197,18 @@ class Ledger:
         for row in self._stream(query):
             yield ChargeRecord(**row)
 
-    def costs(self, since: datetime | None = None, until: datetime | None = None) -> CostsReport:
+    def costs(
+        self,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        human_nusd_per_hour: int = HUMAN_NUSD_PER_HOUR,
+    ) -> CostsReport:
         """The cost report of a time range, added up inside the database.
 
         The same figures as `report.costs_report(ledger.requests(…), ledger.charges(…))`.
         """
         with self.read() as connection:
-            return costs.costs(connection, since, until)
+            return costs.costs(connection, since, until, human_nusd_per_hour)
 
     def _stream(self, query: Select[Any]) -> Iterator[dict[str, Any]]:
         with self.read() as connection:
