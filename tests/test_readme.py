@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from factory import config
 from tests.line import ROOT, Line
 
 TEXT = (ROOT / "README.md").read_text("utf-8")
@@ -49,6 +51,20 @@ def test_the_shell_block_runs(line_home: Path, tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+def test_the_configuration_block_fits_the_default() -> None:
+    whole = yaml.safe_load(config.default_text())
+    (block,) = _blocks("yaml")
+    for section, values in yaml.safe_load(block).items():
+        for name, value in values.items():
+            given = whole.setdefault(section, {}).get(name)
+            merged = {**given, **value} if isinstance(given, dict) else value
+            whole[section][name] = merged
+    settings = config.parse(yaml.safe_dump(whole), "the README's block", ROOT, {})
+
+    assert settings.teams["support"].budget.at_limit == "cheap_tiers"
+    assert len(settings.guard.input) == 4
 
 
 @pytest.mark.ray

@@ -89,7 +89,8 @@ def deploy(
 ) -> Serving:
     """Serve on the running cluster, or roll over what is served there, at the same port.
 
-    After a promotion or a rollback this replaces the engines whose weights have changed.
+    Models that are missing are pulled. After a promotion or a rollback this replaces the engines
+    whose weights have changed.
     Raises `ClusterError` when no cluster runs, or the deployment fails; what was served stays.
     """
     cluster = local.require(settings)
@@ -99,6 +100,7 @@ def deploy(
         again += ["--port", str(urlsplit(found.url).port)]
     else:
         _require_port(settings)
+    _pull_missing(settings, progress)
     return _deploy(settings, cluster, config, progress, again)
 
 
@@ -151,11 +153,7 @@ def _up(
             "use it, or stop it with `factory down`"
         )
     _require_port(settings)
-    store = ObjectStore(settings.objects)
-    for name, model in settings.models.items():
-        if not isinstance(model.source, ProviderSource):
-            progress(f"model {name}")
-            pull(settings, name, store, progress)
+    _pull_missing(settings, progress)
     cluster = local.start(settings, config=config, cpus=cpus, progress=progress)
     try:
         return _deploy(settings, cluster, config, progress, deploy)
@@ -163,6 +161,14 @@ def _up(
         progress("taking everything down again")
         down(settings)
         raise
+
+
+def _pull_missing(settings: Settings, progress: Callable[[str], None]) -> None:
+    store = ObjectStore(settings.objects)
+    for name, model in settings.models.items():
+        if not isinstance(model.source, ProviderSource):
+            progress(f"model {name}")
+            pull(settings, name, store, progress)
 
 
 def _require_port(settings: Settings) -> None:

