@@ -62,6 +62,9 @@ class Listener:
         """Accept nothing more, and give what is in progress `grace_s` seconds to finish."""
         if self._task is None:
             return
+        # At once, not at uvicorn's next look: new connections belong to who shares the port.
+        for accepting in self._server.servers:
+            accepting.close()
         self._server.config.timeout_graceful_shutdown = max(1, round(grace_s))
         self._server.should_exit = True
         await self._task

@@ -17,7 +17,7 @@ from factory.config.catalog import (
     Price,
     ProviderSource,
 )
-from factory.config.endpoints import Endpoint, Target
+from factory.config.endpoints import Endpoint, Rule, Target
 from factory.config.gates import Accuracy, Ceiling, Gate
 from factory.config.gateway import Alerts, Gateway
 from factory.config.guard import (
@@ -66,6 +66,7 @@ __all__ = [
     "PromptInjectionFilter",
     "ProviderSource",
     "Routing",
+    "Rule",
     "SecretsFilter",
     "SemanticCache",
     "Settings",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from factory.config.guard import Guard
+from factory.config.guard import Guard, linear
 from factory.config.section import Name, Section, Tier
 from factory.config.teams import Budget, Limits
 
@@ -20,6 +20,20 @@ class Target(Section):
     """Wanted share of good answers."""
 
 
+class Rule(Section):
+    """A question that needs no model."""
+
+    pattern: str
+    """Regular expression (RE2) that the whole last question must match."""
+    answer: str = Field(min_length=1)
+    """What is answered, at no cost."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        return linear((value,))[0]
+
+
 class Endpoint(Section):
     """A named route a team owns."""
 
@@ -31,6 +45,8 @@ class Endpoint(Section):
     """The tiers this endpoint may use, cheapest first."""
     adapter: Name | None = None
     """The adapter its open models wear once one is promoted; none means the base."""
+    rules: tuple[Rule, ...] = ()
+    """Answers of tier 0 by rule; the first that matches answers."""
     task: Literal["generate", "embed"] = "generate"
     """`generate` answers chat and completions, `embed` answers embeddings."""
     target: Target = Target()

@@ -134,6 +134,18 @@ class Journey:
         self.degraded, self.confidence = entry.degraded, entry.confidence
         self._free(entry.served, kind, answer.prompt_tokens, answer.completion_tokens, why)
 
+    def ruled(self, prompt_tokens: int, completion_tokens: int, why: str) -> None:
+        """Answer by a rule of the endpoint, without any model."""
+        self.reasons.append(why)
+        self.tier, self.prompt_tokens, self.completion_tokens = 0, prompt_tokens, completion_tokens
+        self._add(
+            "rule",
+            tier=0,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            reason=why,
+        )
+
     def reuse_vectors(self, served: Served, prompt_tokens: int) -> None:
         """Answer with embeddings that are known already."""
         self._free(served, "cache", prompt_tokens, 0, "all texts were embedded before")

@@ -45,8 +45,9 @@ from factory.gateway.meaning import Meaning
 from factory.gateway.outcomes import Outcomes
 from factory.gateway.purse import Purses
 from factory.gateway.rates import Rates, refusal
-from factory.gateway.replies import Rendered, Stamp, error_event, relayed
+from factory.gateway.replies import Rendered, Stamp, error_event, relayed, render
 from factory.gateway.reviews import Reviews, answer_of, request_of, shown
+from factory.gateway.rules import LABEL, Rules
 from factory.gateway.served import Pinned, Serving
 from factory.gateway.settlement import Settlement
 from factory.gateway.tier0 import Tier0
@@ -115,6 +116,7 @@ class Gateway:
         self._ids = ids
         self._keys = access.Keys(ledger, clock)
         self._top_price = settings.models[settings.top_model].price
+        self._rules = {name: Rules(one.rules) for name, one in settings.endpoints.items()}
         self._rates = Rates(share=1 / settings.gateway.replicas)
         self._flights: Flights[Part, cache.Entry] = Flights()
         self._keeper = Keeper(ledger, settings.cache.max_entries, clock.now)
@@ -222,6 +224,8 @@ class Gateway:
     ) -> Reply | Call:
         """What tier 0 answers, or the call that models must answer."""
         call = self._permitted(journey, request, "generate", approved)
+        if (ruled := await self._ruled(journey, call)) is not None:
+            return ruled
         policy = cache.policy(request, call.endpoint.tiers, cache_control)
         call = self._tier0.keyed(journey, call, policy)
         entry = await self._tier0.exact(journey, call, policy)
@@ -232,6 +236,17 @@ class Gateway:
             return await self._hand_over(journey, call, entry)
         self._admit(journey, tokens=expected_tokens(request))
         return call
+
+    async def _ruled(self, journey: Journey, call: Call) -> Reply | None:
+        """The answer of a rule, where the endpoint has one for this question."""
+        found = self._rules[call.name].answer(call.request) if 0 in call.endpoint.tiers else None
+        if found is None:
+            return None
+        answer, why = found
+        journey.ruled(answer.prompt_tokens, answer.completion_tokens, why)
+        await self._settlement.ok(journey)
+        rendered = render(answer, LABEL, call.request.shows_logprobs, call.request.route)
+        return _finished(journey, call.request, rendered)
 
     def _admit(self, journey: Journey, *, requests: int = 0, tokens: int = 0) -> None:
         """Count the request, or its tokens, against the rates. Raises `ApiError` 429 or 413."""

@@ -32,7 +32,7 @@ Status = Literal["ok", "refused", "error"]
 CacheUse = Literal["hit", "semantic", "shared", "miss", "off"]
 """`hit`: the same question was answered before; `semantic`: one that means the same; `shared`: the
 same question was being answered; `miss`: asked for nothing; `off`: not asked."""
-ChargeKind = Literal["cache", "shared", "generation", "embedding", "refusal"]
+ChargeKind = Literal["cache", "rule", "shared", "generation", "embedding", "refusal"]
 """`cache` and `shared` are answers of tier 0, exact and semantic hits or a computation in flight
 that another request pays for; `refusal` is a request that no model was asked for."""
 Action = Literal["promote", "rollback", "refuse"]
