@@ -11,6 +11,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, Literal
 
 from pydantic import Field
@@ -30,6 +31,9 @@ from factory.ledger.errors import LedgerError, LedgerUnavailable
 from factory.ledger.keys import ApiKey
 from factory.ledger.reviews import Review, Stage
 from factory.ledger.store import Ledger
+
+PATIENCE = timedelta(days=7)
+"""How long a review waits for a person, or an approved one for a poll, before it is given up."""
 
 POLL_S = 5
 """Seconds after which a waiting client may ask again."""
@@ -136,8 +140,13 @@ class Reviews:
         return found
 
     async def waiting(self, key: ApiKey, status: str | None) -> list[Review]:
-        """The team's reviews, oldest first. Raises `ApiError` 400, 403."""
+        """The team's reviews, oldest first; what waited too long is given up.
+
+        Raises `ApiError` 400, 403.
+        """
         _reviewer(key)
+        now = self._clock.now()
+        await asyncio.to_thread(reviews.expire, self._ledger, now - PATIENCE, at=now)
         try:
             return await asyncio.to_thread(reviews.list_reviews, self._ledger, key.team, status)
         except LedgerUnavailable:

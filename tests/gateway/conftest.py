@@ -18,9 +18,12 @@ import pytest
 from pydantic import SecretStr
 
 from factory.config import Settings, parse
+from factory.embedding.static import StaticEmbedder
 from factory.gateway.app import build_app
 from factory.gateway.cascade import Patience
+from factory.gateway.clock import Clock
 from factory.gateway.engine import EngineError
+from factory.gateway.meaning import Meaning
 from factory.gateway.pipeline import Gateway
 from factory.gateway.provider import OpenAIEngine
 from factory.gateway.served import Served
@@ -132,8 +135,13 @@ def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def made(folder: Path, config: str = CONFIG) -> AsyncIterator[World]:
-    """A world from a configuration; its ledger is `folder/ledger.db`, which may exist already."""
+async def made(
+    folder: Path, config: str = CONFIG, embedder: StaticEmbedder | None = None, version: str = "1"
+) -> AsyncIterator[World]:
+    """A world from a configuration; its ledger is `folder/ledger.db`, which may exist already.
+
+    `version` is that of the small model's weights.
+    """
     settings = parse(config, "test", folder, {})
     ledger = open_ledger(f"sqlite:///{folder / 'ledger.db'}")
     secret, _ = create_key(ledger, settings, "support")
@@ -146,8 +154,8 @@ async def made(folder: Path, config: str = CONFIG) -> AsyncIterator[World]:
         1: Served(
             model="small",
             tier=1,
-            version="1",
-            label="small@1",
+            version=version,
+            label=f"small@{version}",
             price=settings.models["small"].price,
             engine=engines[0],
             max_model_len=settings.models["small"].max_model_len,
@@ -186,6 +194,7 @@ async def made(folder: Path, config: str = CONFIG) -> AsyncIterator[World]:
         writer,
         serving,
         pinned={"premium": rungs[3], "small": rungs[1]},
+        meaning=embedder and Meaning(settings, ledger, embedder, Clock()),
         patience=Patience(retry_s=0.001, attempt_s=20, first_token_s=20, idle_s=20),
         jitter=lambda: 0.0,
     )
