@@ -47,7 +47,9 @@ class Listener:
 
     async def start(self) -> None:
         """Bind and accept. Raises `OSError` when the address is taken by somebody else."""
-        listening = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET)
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        # With the protocol named, asyncio turns Nagle's algorithm off: 40 ms an answer otherwise.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -56,12 +56,14 @@ def build_app(gateway: Gateway) -> FastAPI:
     limit = gateway.settings.gateway.max_body_bytes
 
     async def generate(request: Request, parse: Callable[[bytes], Asked]) -> Response:
-        headers = request.headers
+        # One pass over the raw headers: each look-up by Starlette's would walk and decode them all.
+        headers = dict(request.scope["headers"])
+        authorization, control = headers.get(b"authorization"), headers.get(b"cache-control", b"")
         reply = await gateway.generate(
-            headers.get("authorization"),
+            None if authorization is None else authorization.decode("latin-1"),
             partial(_body, request, limit),
             parse,
-            headers.get("cache-control", ""),
+            control.decode("latin-1"),
         )
         return _whole(reply) if isinstance(reply, Reply) else EventStream(reply)
 

@@ -31,8 +31,12 @@ class Settlement:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def ok(self, journey: Journey) -> None:
-        """Settle an answered request. Raises `ApiError` 503 when the ledger does not take it."""
-        await self.finish(settle(journey, self._recorder, "ok", 200))
+        """Settle an answered request, also when its caller is cancelled meanwhile.
+
+        Raises `ApiError` 503 when the ledger does not take it.
+        """
+        # No task of its own: what the recorder has is written, whoever waits for it.
+        await settle(journey, self._recorder, "ok", 200)
 
     async def refused(self, journey: Journey, error: ApiError) -> None:
         """Settle a request that ends with `error`, unless it is settled already."""

@@ -52,7 +52,10 @@ class Listening:
     """A uvicorn server in this event loop; its socket accepts before `serve` has begun."""
 
     def __init__(self, app: Any) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        # With the protocol named, asyncio turns Nagle's algorithm off.
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.listen(256)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
             app, log_level="critical", lifespan="off", timeout_graceful_shutdown=2
