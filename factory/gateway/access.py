@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Literal
@@ -18,8 +19,11 @@ from factory.config import Endpoint, Settings
 from factory.gateway.clock import Clock
 from factory.gateway.errors import ApiError
 from factory.gateway.served import Pinned, Served, Serving
+from factory.ledger.errors import LedgerError
 from factory.ledger.keys import ApiKey, authenticate, revoked_since
 from factory.ledger.store import Ledger
+
+_log = logging.getLogger(__name__)
 
 Task = Literal["generate", "embed"]
 
@@ -27,7 +31,7 @@ FRESH_S = 60.0
 """Seconds a checked key is believed unless it is revoked."""
 
 LOOK_S = 0.1
-"""Seconds between looks for revocations: the longest time a revoked key still works."""
+"""Seconds between looks for revocations: about the longest time a revoked key still works."""
 
 _OVERLAP = timedelta(seconds=30)
 """How far back a look goes: a revocation carries the time of the machine that made it."""
@@ -40,6 +44,7 @@ class Keys:
         self._ledger = ledger
         self._clock = clock
         self._looked_at = float("-inf")
+        self._looking: asyncio.Task[None] | None = None
         self._fresh: TTLCache[bytes, ApiKey] = TTLCache(4096, FRESH_S, timer=clock.monotonic)
 
     async def check(self, authorization: str | None) -> ApiKey:
@@ -54,8 +59,7 @@ class Keys:
                 "missing_api_key", "send your key as 'Authorization: Bearer sk-factory-...'"
             )
         mark = hashlib.sha256(secret.encode()).digest()
-        if self._fresh:
-            await self._forget_revoked()
+        self._look()
         known = self._fresh.get(mark)
         if known is not None:
             return known
@@ -68,13 +72,24 @@ class Keys:
         self._fresh[mark] = key
         return key
 
-    async def _forget_revoked(self) -> None:
+    def _look(self) -> None:
+        """Begin to look for revocations, where it is time; nobody waits for it."""
         now = self._clock.monotonic()
-        if now - self._looked_at < LOOK_S:
+        if self._fresh and now - self._looked_at >= LOOK_S and not self._looking:
+            self._looked_at = now
+            self._looking = asyncio.create_task(self._forget_revoked())
+
+    async def _forget_revoked(self) -> None:
+        try:
+            since = self._clock.now() - _OVERLAP
+            revoked = await asyncio.to_thread(revoked_since, self._ledger, since)
+        except LedgerError as error:
+            # Better nobody than somebody who may be revoked.
+            _log.warning("revocations cannot be read, so keys are checked anew: %s", error)
+            self._fresh.clear()
             return
-        self._looked_at = now
-        since = self._clock.now() - _OVERLAP
-        revoked = await asyncio.to_thread(revoked_since, self._ledger, since)
+        finally:
+            self._looking = None
         for mark, key in list(self._fresh.items()):
             if key.key_id in revoked:
                 del self._fresh[mark]

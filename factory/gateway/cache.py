@@ -82,13 +82,20 @@ class ExactCache:
         clock: Clock,
         find: Callable[[str, datetime], Kept | None],
         keep: Callable[[Kept], None],
+        keys: Callable[[datetime], set[str]],
+        alone: bool,
     ) -> None:
-        """`find` looks into the database, in a thread; `keep` has an answer written there."""
+        """`find` looks into the database, in a thread; `keep` has an answer written there.
+
+        `alone` says that nobody else writes there: then only the keys found at the start can be in
+        it and not in memory.
+        """
         self.on = settings.max_entries > 0
         self._settings = settings
         self._clock = clock
         self._find = find
         self._keep = keep
+        self._kept_before = self._known_keys(keys) if alone and self.on else None
         self._entries: TTLCache[str, Entry] = TTLCache(
             max(settings.max_entries, 1), settings.ttl_s, timer=clock.monotonic
         )
@@ -97,8 +104,17 @@ class ExactCache:
         """The answer in memory, if there is one and it is not too old."""
         return self._entries.get(key)
 
+    def _known_keys(self, keys: Callable[[datetime], set[str]]) -> set[str] | None:
+        try:
+            return keys(self._clock.now())
+        except LedgerError as error:
+            _log.warning("kept answers are looked up one by one: %s", error)
+            return None
+
     async def fetch(self, key: str, call: Call) -> Entry | None:
         """The answer in the database; None also when the database does not answer."""
+        if self._kept_before is not None and key not in self._kept_before:
+            return None
         try:
             kept = await asyncio.to_thread(self._find, key, self._clock.now())
             entry = None if kept is None else _revived(kept.entry, call)

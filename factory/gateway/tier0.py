@@ -36,7 +36,14 @@ class Tier0:
         meaning: Meaning | None,
     ) -> None:
         """`mark` changes with an endpoint's filters, so that they are never gone around."""
-        self._exact = ExactCache(settings.cache, clock, partial(answers.get, ledger), keeper.answer)
+        self._exact = ExactCache(
+            settings.cache,
+            clock,
+            partial(answers.get, ledger),
+            keeper.answer,
+            partial(answers.keys, ledger),
+            alone=settings.gateway.replicas == 1,
+        )
         self._mark = mark
         self._meaning = meaning
 

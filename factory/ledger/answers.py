@@ -123,6 +123,12 @@ def get(ledger: Ledger, key: str, now: datetime) -> Answer | None:
     return None if row is None else Answer(**row._asdict())
 
 
+def keys(ledger: Ledger, now: datetime) -> set[str]:
+    """The keys of all answers that have not expired by `now`."""
+    with ledger.read() as connection:
+        return set(connection.scalars(select(ANSWERS.c.key).where(ANSWERS.c.expires_at > now)))
+
+
 def load_questions(ledger: Ledger, scope: str, now: datetime, limit: int) -> list[Question]:
     """The newest `limit` questions of a scope that have an embedding, newest first."""
     query = (
