@@ -105,7 +105,7 @@ def test_wrong_scopes_are_refused_with_what_would_be_right(
 ) -> None:
     with pytest.raises(LedgerError, match="known are research, support"):
         create_key(ledger, settings, "sales")
-    with pytest.raises(LedgerError, match=r"its endpoints are helpdesk, and '\*'"):
+    with pytest.raises(LedgerError, match=r"its endpoints are helpdesk, search, and '\*'"):
         create_key(ledger, settings, "support", ["helpdesk-batch"])
     with pytest.raises(LedgerError, match="at least one endpoint"):
         create_key(ledger, settings, "support", [])
