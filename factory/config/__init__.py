@@ -32,14 +32,34 @@ from factory.config.guard import (
     ShapeFilter,
 )
 from factory.config.loading import default_text, find, load, masked, parse
+from factory.config.pools import (
+    CLASSES,
+    HOURS_PER_MONTH,
+    MARKET_LABEL,
+    POOL_LABEL,
+    REGION_LABEL,
+    ZONE_LABEL,
+    Market,
+    OwnPool,
+    Pool,
+    RentedPool,
+    Residency,
+    WorkClass,
+)
 from factory.config.routing import Breaker, Routing
 from factory.config.section import NANO, ConfigError, Name
 from factory.config.settings import Settings
 from factory.config.teams import WINDOWS, Budget, Limits, Team, Window
 
 __all__ = [
+    "CLASSES",
+    "HOURS_PER_MONTH",
+    "MARKET_LABEL",
     "NANO",
+    "POOL_LABEL",
+    "REGION_LABEL",
     "WINDOWS",
+    "ZONE_LABEL",
     "Accuracy",
     "Act",
     "Alerts",
@@ -57,14 +77,19 @@ __all__ = [
     "HubSource",
     "JsonSchemaFilter",
     "Limits",
+    "Market",
     "Model",
     "Name",
+    "OwnPool",
     "PackageSource",
     "PathSource",
     "PersonalDataFilter",
+    "Pool",
     "Price",
     "PromptInjectionFilter",
     "ProviderSource",
+    "RentedPool",
+    "Residency",
     "Routing",
     "Rule",
     "SecretsFilter",
@@ -74,6 +99,7 @@ __all__ = [
     "Target",
     "Team",
     "Window",
+    "WorkClass",
     "default_text",
     "find",
     "load",

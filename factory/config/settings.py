@@ -13,6 +13,7 @@ from factory.config.endpoints import Endpoint
 from factory.config.gates import Gate
 from factory.config.gateway import Alerts, Gateway
 from factory.config.guard import Guard
+from factory.config.pools import Pool, default_pools
 from factory.config.routing import Routing
 from factory.config.section import Name, Section
 from factory.config.teams import Team
@@ -33,6 +34,8 @@ class Settings(Section):
     """Routes by name."""
     teams: dict[Name, Team]
     """Who is charged."""
+    pools: dict[Name, Pool] = Field(default_factory=default_pools, min_length=1)
+    """Where work can run; without this section it is the machine itself, as `onprem`."""
     routing: Routing = Routing()
     """When a request climbs."""
     cache: Cache = Cache()
