@@ -47,6 +47,7 @@ from factory.config.pools import (
     WorkClass,
 )
 from factory.config.routing import Breaker, Routing
+from factory.config.scaling import EndpointClass, ModelScaling, Scaling
 from factory.config.section import NANO, ConfigError, Name
 from factory.config.settings import Settings
 from factory.config.teams import WINDOWS, Budget, Limits, Team, Window
@@ -70,6 +71,7 @@ __all__ = [
     "Ceiling",
     "ConfigError",
     "Endpoint",
+    "EndpointClass",
     "Filter",
     "Gate",
     "Gateway",
@@ -79,6 +81,7 @@ __all__ = [
     "Limits",
     "Market",
     "Model",
+    "ModelScaling",
     "Name",
     "OwnPool",
     "PackageSource",
@@ -92,6 +95,7 @@ __all__ = [
     "Residency",
     "Routing",
     "Rule",
+    "Scaling",
     "SecretsFilter",
     "SemanticCache",
     "Settings",

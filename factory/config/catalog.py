@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from factory.config.scaling import ModelScaling
 from factory.config.section import Name, Section
 
 
@@ -122,6 +123,8 @@ class Model(Section):
     """Adapter name to MLflow model URI, for example `models:/helpdesk@champion`."""
     gpus: int = Field(default=0, ge=0)
     """GPUs of one replica (tensor parallel); 0 serves on the CPU."""
+    scaling: ModelScaling = ModelScaling()
+    """How far its replicas may grow."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Extra arguments for vLLM's `AsyncEngineArgs`."""
 

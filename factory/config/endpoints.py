@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from factory.config.guard import Guard, linear
+from factory.config.scaling import FLOOR, IDLE_AFTER_S, EndpointClass, Scaling
 from factory.config.section import Name, Section, Tier
 from factory.config.teams import Budget, Limits
 
@@ -16,6 +17,8 @@ class Target(Section):
 
     ttft_ms: int | None = Field(default=None, gt=0)
     """Time to first token, in milliseconds."""
+    inter_token_ms: int | None = Field(default=None, gt=0)
+    """Mean time between the tokens of an answer, in milliseconds."""
     quality: float | None = Field(default=None, ge=0, le=1)
     """Wanted share of good answers."""
 
@@ -39,7 +42,7 @@ class Endpoint(Section):
 
     team: Name
     """The owning team; it must stand under `teams`."""
-    class_: Literal["production", "internal", "batch"] = Field(default="internal", alias="class")
+    class_: EndpointClass = Field(default="internal", alias="class")
     """`production` keeps a floor of replicas; `internal` and `batch` may sleep."""
     tiers: tuple[Tier, ...] = (0, 1)
     """The tiers this endpoint may use, cheapest first."""
@@ -51,6 +54,8 @@ class Endpoint(Section):
     """`generate` answers chat and completions, `embed` answers embeddings."""
     target: Target = Target()
     """Latency and quality target."""
+    scaling: Scaling = Scaling()
+    """How many replicas stay for this endpoint, and when they sleep."""
     budget: Budget = Budget()
     """Money that may be spent on this endpoint by everybody together."""
     limits: Limits = Limits()
@@ -70,3 +75,14 @@ class Endpoint(Section):
         if not value or list(value) != sorted(set(value)):
             raise ValueError("tiers must be ascending and without repeats, for example [0, 1, 3]")
         return value
+
+    @property
+    def floor(self) -> int:
+        """Replicas that stay while nobody asks."""
+        chosen = self.scaling.min_replicas
+        return FLOOR[self.class_] if chosen is None else chosen
+
+    @property
+    def idle_after_s(self) -> float:
+        """Seconds without a request after which engines fall back to the floor."""
+        return self.scaling.idle_after_s or IDLE_AFTER_S[self.class_]

@@ -1,0 +1,291 @@
+"""How many replicas a deployment should have now, and why: a pure function.
+
+    decision = decide(signals, State(), target)
+    decision.replicas, decision.reasons     # 12, ("at most 5.40 requests/s expected…",)
+    decision = decide(later, decision.state, target)
+
+Every few seconds it learns from what has been done (`capacity`) and from what has arrived
+(`demand`), and asks for the replicas that hold the latency target at the most that is expected when
+a replica ordered now would answer. It orders at once and gives back only what the last minutes did
+not need either. The same function runs in Ray Serve, in the simulator and in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from math import ceil, sqrt
+from statistics import NormalDist
+from typing import Any
+
+from factory.scaling.capacity import OBSERVATION_S, Capacity
+from factory.scaling.demand import BIN_S, Demand
+from factory.scaling.signals import Signals
+from factory.scaling.target import Target
+
+MIX_S = 180.0
+"""Seconds over which the mix of prompt and answer lengths is averaged."""
+PATIENCE_S = 30.0
+"""Seconds that a smaller need must have lasted, beside the start-up time, before it is followed."""
+KV_THRESHOLD = 0.9
+"""Share of the KV cache above which places in the batch do not count any more."""
+FORECAST_QUANTILE = 0.9
+"""Quantile of its own past errors to which a forecast is raised."""
+SAFETY_RANGE = (0.6, 4.0)
+"""Bounds of the learned factor on the safety margin."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What the policy remembers between decisions: plain values (`to_plain`, `from_plain`)."""
+
+    at: float | None = None
+    """When it last learned; None before the first time."""
+    first: float = 0.0
+    """When it learned first."""
+    arrived: float = 0.0
+    """`Signals` totals at `at`; so are the next four."""
+    prompt_tokens: float = 0.0
+    generation_tokens: float = 0.0
+    steps: float = 0.0
+    busy_s: float = 0.0
+    prompt_mean: float = 0.0
+    """Tokens of a prompt, averaged over the last minutes; 0 before the first request."""
+    generated_mean: float = 0.0
+    """Tokens of an answer, likewise."""
+    capacity: Capacity = field(default_factory=Capacity)
+    demand: Demand = field(default_factory=Demand)
+    safety: float = 1.0
+    """Factor on the safety margin, learned from the latency that was reached."""
+    last_arrival: float | None = None
+    """When a request was last seen; None before the first."""
+    ordered_at: tuple[tuple[float, int], ...] = ()
+    """When replicas were ordered that do not answer yet, and how many would be ready then."""
+    startup_s: float | None = None
+    """Seconds that starts really took, averaged; None before the first."""
+    needs: tuple[tuple[float, int], ...] = ()
+    """Recent needs, for the patience in scaling down."""
+    replicas: int | None = None
+    """The last decision."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """As dictionaries, lists and numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> State:
+        """Read `to_plain` again; an empty mapping is a fresh state."""
+        if not plain:
+            return cls()
+        values = dict(plain)
+        capacity, demand = values["capacity"], values["demand"]
+        values["capacity"] = Capacity(
+            moments=tuple(capacity["moments"]),
+            products=tuple(capacity["products"]),
+            costs=tuple(capacity["costs"]),
+            seen_s=capacity["seen_s"],
+        )
+        values["demand"] = Demand(tuple(demand["counts"]))
+        for name in ("ordered_at", "needs"):
+            values[name] = tuple((float(when), int(count)) for when, count in values[name])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """How many replicas to have, why, and what to remember."""
+
+    replicas: int
+    reasons: tuple[str, ...]
+    state: State
+
+
+def decide(signals: Signals, state: State, target: Target) -> Decision:
+    """The replicas to have at `signals.now`. `state` is the one of the decision before."""
+    held = signals.ready + signals.starting
+    due = state.at is None or signals.now - state.at >= BIN_S - 1e-6
+    if due:
+        state = _learn(signals, state, target)
+    elif state.replicas is not None and not _asleep_and_asked(signals, held):
+        bounded = min(max(state.replicas, target.min_replicas), target.max_replicas)
+        return Decision(replicas=bounded, reasons=(), state=state)
+
+    need, reasons = _need(signals, state, target)
+    if _asleep_and_asked(signals, held):
+        need = max(1, need)
+        reasons = [f"{signals.queued:.0f} requests wait for an endpoint that sleeps", *reasons]
+    idle = state.last_arrival is None or signals.now - state.last_arrival >= target.idle_after_s
+    quiet = not signals.queued and not signals.running and not signals.waiting
+    if quiet and (idle or held == 0):
+        return _conclude(
+            target.min_replicas, [_idle_sentence(signals, state, target)], signals, state, target
+        )
+    need = max(need, 1)
+    patience = PATIENCE_S + (state.startup_s or target.startup_s)
+    recent = [(when, many) for when, many in state.needs if when >= signals.now - patience]
+    state = replace(state, needs=(*recent, (signals.now, need)))
+    kept = max(many for _, many in state.needs)
+    if need >= held or kept >= held:
+        wanted = max(need, min(kept, held))
+        if need < held:
+            reasons.append(f"{kept} were needed within the last {patience:.0f} s, so none goes")
+    else:
+        wanted = kept
+    return _conclude(wanted, reasons, signals, state, target)
+
+
+def _asleep_and_asked(signals: Signals, held: int) -> bool:
+    return held == 0 and signals.queued > 0
+
+
+def _idle_sentence(signals: Signals, state: State, target: Target) -> str:
+    if state.last_arrival is None:
+        return "no request has come yet: the floor is enough"
+    return f"no request for {signals.now - state.last_arrival:.0f} s: the floor is enough"
+
+
+def _conclude(
+    wanted: int, reasons: list[str], signals: Signals, state: State, target: Target
+) -> Decision:
+    replicas = min(max(wanted, target.min_replicas), target.max_replicas)
+    if replicas < wanted:
+        reasons.append(f"{wanted} are wanted, max_replicas allows {replicas}")
+    elif replicas > wanted:
+        reasons.append(f"min_replicas keeps {replicas}")
+    held = signals.ready + signals.starting
+    ordered = state.ordered_at
+    if replicas > held:
+        ordered = (*ordered, (signals.now, replicas))
+    elif replicas < held:
+        ordered = tuple((when, many) for when, many in ordered if many <= replicas)
+    return Decision(
+        replicas=replicas,
+        reasons=tuple(reasons),
+        state=replace(state, replicas=replicas, ordered_at=ordered),
+    )
+
+
+def _learn(signals: Signals, state: State, target: Target) -> State:
+    """The state after looking at what has been done since it last looked."""
+    now = signals.now
+    fresh = state.at is None
+    arrived = 0.0 if fresh else max(0.0, signals.arrived_total - state.arrived)
+    asked = arrived > 0 or signals.queued > 0 or signals.running > 0 or signals.waiting > 0
+    new = replace(
+        state,
+        at=now,
+        first=now if fresh else state.first,
+        arrived=signals.arrived_total,
+        prompt_tokens=signals.prompt_tokens_total,
+        generation_tokens=signals.generation_tokens_total,
+        steps=signals.steps_total,
+        busy_s=signals.busy_s_total,
+        last_arrival=now if asked else state.last_arrival,
+    )
+    if state.at is None:
+        return replace(new, last_arrival=now)
+    passed = now - state.at
+    prompt = max(0.0, signals.prompt_tokens_total - state.prompt_tokens)
+    generated = max(0.0, signals.generation_tokens_total - state.generation_tokens)
+    capacity = state.capacity.observe(
+        busy_s=signals.busy_s_total - state.busy_s,
+        steps=signals.steps_total - state.steps,
+        prompt_tokens=prompt,
+        generation_tokens=generated,
+    )
+    demand = state.demand
+    for _ in range(max(1, min(round(passed / BIN_S), 120))):
+        demand = demand.add(arrived / max(1, round(passed / BIN_S)))
+    return replace(
+        _started(new, signals),
+        capacity=capacity,
+        demand=demand,
+        prompt_mean=_mean(state.prompt_mean, prompt, arrived, passed),
+        generated_mean=_mean(state.generated_mean, generated, arrived, passed),
+        safety=_safety(state.safety, signals, target, passed),
+    )
+
+
+def _mean(before: float, tokens: float, requests: float, passed: float) -> float:
+    """A running mean of tokens per request, each request weighing the same."""
+    if requests <= 0:
+        return before
+    here = tokens / requests
+    if before <= 0:
+        return here
+    weight = min(1.0, passed / MIX_S)
+    return before + weight * (here - before)
+
+
+def _started(state: State, signals: Signals) -> State:
+    """Learn the start-up time from orders whose replicas answer by now."""
+    done = [when for when, many in state.ordered_at if signals.ready >= many]
+    if not done:
+        return state
+    took = signals.now - max(done)
+    before = state.startup_s
+    return replace(
+        state,
+        startup_s=took if before is None else before + 0.3 * (took - before),
+        ordered_at=tuple(pair for pair in state.ordered_at if signals.ready < pair[1]),
+    )
+
+
+def _safety(before: float, signals: Signals, target: Target, passed: float) -> float:
+    """More margin quickly after a missed target, less of it slowly while there is room."""
+    missed = _pressure(signals, target)
+    if missed is None:
+        return before
+    low, high = SAFETY_RANGE
+    if missed > 1:
+        return min(high, before * (1 + 0.02 * passed * min(missed, 3.0) / 3))
+    if missed < 0.5:
+        return max(low, before * (1 - 0.001 * passed))
+    return before
+
+
+def _pressure(signals: Signals, target: Target) -> float | None:
+    """The worst ratio of a latency to its target; None while nothing is measured."""
+    ratios = [
+        measured / wanted
+        for measured, wanted in (
+            (signals.ttft_p95_s, target.ttft_s),
+            (signals.inter_token_p95_s, target.inter_token_s),
+            (signals.search_p95_s, target.search_s),
+        )
+        if wanted and measured > 0
+    ]
+    return max(ratios, default=None)
+
+
+def _need(signals: Signals, state: State, target: Target) -> tuple[int, list[str]]:
+    """Replicas for the most that is expected when one ordered now would answer."""
+    startup = state.startup_s or target.startup_s
+    batch = signals.max_batch
+    if signals.kv_cache_usage > KV_THRESHOLD and signals.ready:
+        batch = max(1.0, signals.running / signals.ready * KV_THRESHOLD / signals.kv_cache_usage)
+    prompt, generated = state.prompt_mean, state.generated_mean
+    seconds = state.capacity.seconds_per_request(prompt=prompt, generated=generated, batch=batch)
+    rate = 1 / seconds
+    if target.inter_token_s:
+        rate = state.capacity.rate_within(
+            target.inter_token_s, prompt=prompt, generated=generated, batch=batch
+        )
+    forecast = state.demand.forecast(
+        lead_s=startup + OBSERVATION_S, window_s=30.0, quantile=FORECAST_QUANTILE
+    )
+    z = NormalDist().inv_cdf(target.attainment)
+    base = forecast.rate / rate
+    # Square-root staffing: the batch places in use vary like the root of their number.
+    margin = z * sqrt(max(base, 0.0) * 1.5 / batch) * state.safety
+    backlog = max(0.0, signals.queued + signals.waiting - 1)
+    drain = backlog / rate / max(startup, 2 * (target.ttft_s or startup))
+    need = ceil(base + margin + drain - 1e-9)
+    reasons = [
+        f"at most {forecast.rate:.2f} requests/s expected in {startup:.0f} s ({forecast.expert}), "
+        f"a replica sustains {rate:.2f} at {prompt:.0f} + {generated:.0f} tokens: {base:.2f}",
+        f"{margin:.2f} more so that {target.attainment:.0%} find a place at once",
+    ]
+    if drain >= 0.05:
+        reasons.append(f"{drain:.2f} more for {backlog:.0f} requests that wait")
+    return need, reasons
