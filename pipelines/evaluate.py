@@ -1,10 +1,12 @@
-"""Judge an adapter against its base and the champion, register it, and promote it if asked.
+"""Judge a candidate against its base and the champion, register it, and promote it if asked.
 
     python -m pipelines.evaluate --name helpdesk                        # the newest stored adapter
     python -m pipelines.evaluate --name helpdesk --adapter 3f0a… --promote
+    python -m pipelines.evaluate --name helpdesk-student --promote      # whole weights as well
     ray job submit --working-dir . -- python -m pipelines.evaluate --name helpdesk --limit 240
 
-What was judged before on the same suite is found again, not computed. A table goes to standard
+A candidate is an adapter, or whole weights: a student, a quantized or fully tuned model. What was
+judged before on the same suite is found again, not computed. A table goes to standard
 error, one JSON object to standard output as the last line. Exit code 0 when all is done, 3 when
 the gate refuses, 1 with one sentence on standard error when something is wrong.
 """
@@ -39,7 +41,7 @@ from factory.ledger.errors import LedgerError
 from factory.ledger.store import open_ledger
 from factory.registry.errors import RegistryError
 from factory.registry.lineage import Lineage, library_versions
-from factory.registry.versions import Registry
+from factory.registry.versions import WEIGHTS, Registry
 from pipelines.verdict import Verdict
 
 REFUSED = 3
@@ -76,7 +78,7 @@ def evaluate(
     model, base = find_base(settings, store, name, tuned)
     lineage = lineage_of(tuned, model, base, questions, env)
 
-    def judged(who: str, weights: Object, catalog: str, wearing: Path | None) -> Judged:
+    def judged(who: str, weights: Object, catalog: str, wearing: Path | None = None) -> Judged:
         entry = settings.models.get(catalog)
         answerer = TransformersAnswerer(
             weights.path,
@@ -98,8 +100,9 @@ def evaluate(
             advance(len(questions.cases))
         return found
 
-    bare = judged("base", base, model, None)
-    candidate = judged("candidate", base, model, tuned.path)
+    bare = judged("base", base, model)
+    whole = tuned.kind == WEIGHTS
+    candidate = judged("candidate", tuned if whole else base, model, None if whole else tuned.path)
     run_id = tuned.meta.get("run_id")
     version = registry.register(name, tuned, run_id, lineage, candidate.item, bare.item)
     best: Judged | None = None
@@ -107,10 +110,14 @@ def evaluate(
     if champion is not None and champion.version != version:
         origin = champion.lineage
         weights = store.get(pull.KIND, origin.base_model, origin.base_hash)
-        best = judged("champion", weights, origin.base_model, champion.path)
+        if champion.whole:
+            made = registry.weights(name, champion.version)
+            best = judged("champion", made, origin.base_model)
+        else:
+            best = judged("champion", weights, origin.base_model, champion.path)
         below = bare
         if weights.hash != base.hash:
-            below = judged("champion's base", weights, origin.base_model, None)
+            below = judged("champion's base", weights, origin.base_model)
         registry.add_evaluation(name, champion.version, best.item, below.item)
     return Verdict(
         name=name,
@@ -139,16 +146,18 @@ def find_suite(store: ObjectStore, name: str, path: Path | None) -> Suite:
 
 
 def find_adapter(store: ObjectStore, name: str, wanted: str | None) -> Object:
-    """A stored adapter by hash, by folder, or the newest of that name; a new folder is stored.
+    """A stored candidate by hash, by folder, or the newest of that name; a new folder is stored.
 
     Raises `EvaluationError`.
     """
-    stored = [item for item in store.list("adapters") if item.name == name]
+    stored = [
+        item for kind in ("adapters", WEIGHTS) for item in store.list(kind) if item.name == name
+    ]
     if wanted is None:
         if not stored:
             raise EvaluationError(
-                f"there is no adapter '{name}' in the object store; tune one with "
-                "`python -m pipelines.finetune` or pass --adapter FOLDER"
+                f"there is no adapter '{name}' in the object store, and no weights of that name; "
+                "tune one with `python -m pipelines.finetune` or pass --adapter FOLDER"
             )
         return max(stored, key=lambda item: (item.created, item.hash))
     folder = Path(wanted)
@@ -157,10 +166,11 @@ def find_adapter(store: ObjectStore, name: str, wanted: str | None) -> Object:
         if len(found) != 1:
             raise EvaluationError(
                 f"'{wanted}' is neither a folder nor the hash (8 digits or more) of one adapter "
-                f"'{name}'"
+                f"or model '{name}'"
             )
         return found[0]
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
+    whole = (folder / "config.json").is_file()
+    for file in () if whole else ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / file).is_file():
             raise EvaluationError(f"'{folder}' has no {file}; name a complete PEFT adapter folder")
     files = {
@@ -177,13 +187,13 @@ def find_adapter(store: ObjectStore, name: str, wanted: str | None) -> Object:
             (target / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / relative, target / relative)
 
-    return store.put("adapters", name, fill)
+    return store.put(WEIGHTS if whole else "adapters", name, fill)
 
 
 def find_base(
     settings: Settings, store: ObjectStore, name: str, adapter: Object
 ) -> tuple[str, Object]:
-    """Catalog name and weights of the model an adapter was tuned on.
+    """Catalog name and weights of the model a candidate was made from.
 
     Raises `EvaluationError` when it is not pulled, or has changed since.
     """
@@ -257,7 +267,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("--name", default="helpdesk", help="registered model, adapter and gate")
-    result.add_argument("--adapter", help="folder or hash; default: the newest stored one")
+    result.add_argument(
+        "--adapter", help="folder or hash of an adapter or of weights; default: the newest stored"
+    )
     result.add_argument("--suite", type=Path, help="suite file or folder; default: the stored one")
     result.add_argument("--limit", type=int, help="judge on a seeded sample of so many cases")
     result.add_argument("--seed", type=int, default=0, help="seed of the sample")

@@ -2,6 +2,7 @@
 
     python -m pipelines.helpdesk                  # data set and suite into the object store
     python -m pipelines.helpdesk --seed 11 --label json --label os
+    python -m pipelines.helpdesk --prompts       # and unlabelled questions, for a teacher to answer
 
 The task: from a description with the names masked, say which module it is. The same Python
 version and seed give the same bytes. Ends with one JSON line: paths, hashes, counts.
@@ -16,8 +17,9 @@ import platform
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from factory import config
 from factory.catalog.errors import CatalogError
@@ -43,8 +45,25 @@ LABELS = (
     "unittest", "decimal", "typing", "ast", "mailbox", "urllib", "datetime", "ssl",
 )
 # fmt: on
+# fmt: off
+OTHERS = (
+    "argparse", "bz2", "calendar", "cmd", "codecs", "collections", "concurrent", "configparser",
+    "contextlib", "copy", "csv", "ctypes", "curses", "dataclasses", "dbm", "difflib", "dis",
+    "doctest", "enum", "fractions", "ftplib", "functools", "gettext", "gzip", "hashlib", "heapq",
+    "html", "imaplib", "inspect", "io", "ipaddress", "itertools", "json", "locale", "math",
+    "operator", "optparse", "pathlib", "pickle", "pickletools", "pkgutil", "platform", "plistlib",
+    "poplib", "pprint", "pydoc", "queue", "random", "re", "reprlib", "sched", "select",
+    "selectors", "shelve", "shlex", "shutil", "signal", "smtplib", "socket", "socketserver",
+    "sqlite3", "statistics", "string", "struct", "subprocess", "sys", "tarfile", "tempfile",
+    "textwrap", "threading", "time", "tokenize", "trace", "traceback", "types", "uuid",
+    "warnings", "wave", "weakref", "webbrowser", "wsgiref", "xmlrpc", "zipfile", "zoneinfo",
+)
+"""Modules nobody is taught: what a help desk hears that is not quite its business."""
+# fmt: on
 MASK = "___"
 MAX_WORDS = 32
+STRIDE = 24
+"""Words between the beginnings of two questions cut from one description."""
 MIN_WORDS = 4
 """A description with fewer words left after masking says too little to be judged."""
 
@@ -199,15 +218,72 @@ def build(
     return data, store.put("suites", NAME, fill_suite, {**meta, "suite_hash": judge.hash})
 
 
+def questions(
+    split: Mapping[str, Sequence[Example]],
+    taught: Iterable[Member],
+    others: Iterable[Member],
+    labels: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Questions of the task's form without an answer, as a running help desk would log them.
+
+    Later words of the train split's own descriptions, and descriptions of other modules' members.
+    Nothing that another split's examples say is among them. Rows of `messages` and `id`.
+    """
+    train = {example.id for example in split["train"]}
+    seen = {normal(one.messages[1].content) for part in split.values() for one in part}
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, text: str) -> None:
+        if (key := normal(text)) not in seen:
+            seen.add(key)
+            rows.append({"id": name, "messages": prompt(text, labels)})
+
+    for member in taught:
+        if member.name not in train:
+            continue
+        words = mask(f"{member.doc} {member.context}", member.label, member.name).split()
+        for start in range(STRIDE, min(len(words) - MAX_WORDS // 2, 6 * STRIDE), STRIDE):
+            add(f"{member.name}+{start}", " ".join(words[start : start + MAX_WORDS]))
+    for member in others:
+        if (text := describe(member)) is not None:
+            add(member.name, text)
+    return rows
+
+
+def build_prompts(store: ObjectStore, labels: Sequence[str] = LABELS, seed: int = 7) -> Object:
+    """Store the unlabelled questions of the help desk; returns the object of kind `prompts`.
+
+    Raises `DatasetError`.
+    """
+    try:
+        taught, _ = collect(labels)
+        others, _ = collect([name for name in OTHERS if name not in labels])
+    except DocsError as error:
+        raise DatasetError(str(error)) from error
+    split = split_by_group(examples(taught, labels), seed)
+    rows = questions(split, taught, others, labels)
+    text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
+
+    def fill(folder: Path) -> None:
+        (folder / "prompts.jsonl").write_text(text, "utf-8")
+
+    meta = {"seed": seed, "python": platform.python_version(), "count": len(rows)}
+    return store.put("prompts", NAME, fill, meta)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.helpdesk", description=__doc__)
     parser.add_argument("--seed", type=int, default=7, help="decides the split")
     parser.add_argument("--label", action="append", help="a module to learn; repeat for more")
+    parser.add_argument("--prompts", action="store_true", help="store unlabelled questions as well")
     options = parser.parse_args(argv)
     try:
         store = ObjectStore(config.load().objects)
         data, judge = build(store, options.label or LABELS, options.seed)
+        asked = None
+        if options.prompts:
+            asked = build_prompts(store, options.label or LABELS, options.seed)
     except (config.ConfigError, CatalogError, DatasetError, SuiteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -221,6 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "counts": facts["counts"],
                 "suite": str(judge.path),
                 "suite_hash": facts["suite_hash"],
+                **({} if asked is None else {"prompts": str(asked.path), **asked.meta}),
             }
         )
     )

@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from factory.catalog.objects import Object
-from factory.config import ConfigError, Endpoint, Model, ProviderSource, Settings
+from factory.config import (
+    ConfigError,
+    Endpoint,
+    Model,
+    ProviderSource,
+    RegistrySource,
+    Settings,
+)
 from serve_apps.embedder import EmbedderSpec
 from serve_apps.engine import EngineSpec
 
@@ -183,6 +190,12 @@ class _Planning:
     def place(self, endpoint_name: str, endpoint: Endpoint, name: str) -> None:
         """Put the model `name` on its tier of an endpoint."""
         model = self._models[name]
+        if name not in self._bases and isinstance(model.source, RegistrySource):
+            self.notes.append(
+                f"endpoint {endpoint_name}: no version of '{model.source.name}' is promoted yet, "
+                f"so tier {model.tier} is left out"
+            )
+            return
         adapter = endpoint.adapter if endpoint.adapter in model.adapters else None
         champion = self._champions.get((name, adapter)) if adapter else None
         if adapter and champion is None:
@@ -196,7 +209,7 @@ class _Planning:
     def pin(self) -> None:
         """Say which models may be asked for by name."""
         for name, model in self._models.items():
-            if multi_adapter(model) or model.engine == "openai":
+            if (multi_adapter(model) and name in self._bases) or model.engine == "openai":
                 self.pinned[name] = self._plain(name)
             elif deployed := self._deployed(name):
                 self.pinned[name] = deployed

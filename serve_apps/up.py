@@ -24,7 +24,7 @@ from factory.catalog.objects import Object, ObjectStore
 from factory.catalog.pull import find
 from factory.cluster.errors import ClusterError
 from factory.cluster.ports import free
-from factory.config import ConfigError, Settings, load
+from factory.config import ConfigError, RegistrySource, Settings, load
 from factory.config import find as configuration
 from factory.ledger.errors import LedgerError
 from factory.ledger.store import Ledger, open_ledger
@@ -77,22 +77,27 @@ def resolve(settings: Settings, ledger: Ledger) -> ServingPlan:
     from factory.registry.versions import Registry
 
     store = ObjectStore(settings.objects)
+    registry = Registry(settings, ledger)
     bases: dict[str, Object] = {}
     for name, model in settings.models.items():
-        if model.engine != "openai":
+        if isinstance(model.source, RegistrySource):
+            promoted = registry.champion(model.source.name)
+            if promoted is not None:
+                bases[name] = registry.weights(promoted.name, promoted.version)
+        elif model.engine != "openai":
             found = find(settings, name, store)
             if found is None:
                 raise CatalogError(
                     f"model '{name}' is not pulled; run `factory models pull {name}`"
                 )
             bases[name] = found
-    registry = Registry(settings, ledger)
     merging = folded(settings)
     champions = {
         (model, adapter): _champion(
             store, bases[model], registered, registry, (model, adapter) in merging
         )
         for (model, adapter), registered in adapters_in_use(settings).items()
+        if model in bases
     }
     static = installed.make(settings, store, _say) if _encoders(settings) else None
     return plan(settings, bases, champions, static)
@@ -111,6 +116,10 @@ def _champion(
     version = registry.champion(registered)
     if version is None:
         return None
+    if version.whole:
+        return Champion(
+            version=version.version, merged=registry.weights(registered, version.version)
+        )
     merged = None
     if merging:
         _say(f"folding {registered} version {version.version} into {base.name}")

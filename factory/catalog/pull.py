@@ -19,7 +19,14 @@ from filelock import FileLock, Timeout
 from factory.catalog import hub, package, weights
 from factory.catalog.errors import CatalogError
 from factory.catalog.objects import Object, ObjectStore
-from factory.config import HubSource, PackageSource, PathSource, ProviderSource, Settings
+from factory.config import (
+    HubSource,
+    PackageSource,
+    PathSource,
+    ProviderSource,
+    RegistrySource,
+    Settings,
+)
 
 KIND = "models"
 """The kind of a pulled model in the object store."""
@@ -41,7 +48,7 @@ def find(settings: Settings, name: str, store: ObjectStore) -> Object | None:
     Raises `CatalogError` when the catalog has no such model.
     """
     source = _source(settings, name)
-    if isinstance(source, ProviderSource):
+    if isinstance(source, ProviderSource | RegistrySource):
         return None
     found = store.find(KIND, name)
     return found if found and found.meta.get("source") == _described(source) else None
@@ -64,6 +71,11 @@ def pull(
     if isinstance(source, ProviderSource):
         raise CatalogError(
             f"model '{name}' is answered by a provider ({source.model}); there is nothing to pull"
+        )
+    if isinstance(source, RegistrySource):
+        raise CatalogError(
+            f"model '{name}' is made here: its weights are the champion of '{source.name}'; "
+            "there is nothing to pull"
         )
     with _one_at_a_time(store, name, progress):
         found = None if refresh else find(settings, name, store)
@@ -106,7 +118,7 @@ def _copy(source: Path, folder: Path, where: str, progress: Progress) -> None:
     weights.copy(source, folder)
 
 
-def _source(settings: Settings, name: str) -> Weights | ProviderSource:
+def _source(settings: Settings, name: str) -> Weights | ProviderSource | RegistrySource:
     if name not in settings.models:
         known = ", ".join(sorted(settings.models))
         raise CatalogError(f"the catalog has no model '{name}'; it has {known}")

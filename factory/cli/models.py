@@ -29,14 +29,14 @@ def pull(
     """
     from factory.catalog import pull as weights
     from factory.catalog.objects import ObjectStore
-    from factory.config import ProviderSource
+    from factory.config import ProviderSource, RegistrySource
 
     settings = state(context).settings
     store = ObjectStore(settings.objects)
     wanted = names or [
         name
         for name, model in settings.models.items()
-        if not isinstance(model.source, ProviderSource)
+        if not isinstance(model.source, ProviderSource | RegistrySource)
     ]
     found = []
     with progress() as tell:
@@ -68,7 +68,7 @@ def list_(context: typer.Context, json: Json = False) -> None:
     """
     from factory.catalog import pull as weights
     from factory.catalog.objects import ObjectStore
-    from factory.config import ProviderSource
+    from factory.config import ProviderSource, RegistrySource
 
     settings = state(context).settings
     store = ObjectStore(settings.objects)
@@ -77,6 +77,8 @@ def list_(context: typer.Context, json: Json = False) -> None:
         item = weights.find(settings, name, store)
         if isinstance(model.source, ProviderSource):
             here = "provider ready" if model.source.ready else "off: no address or key"
+        elif isinstance(model.source, RegistrySource):
+            here = f"the champion of {model.source.name}"
         else:
             here = "not pulled" if item is None else f"{size(item.size_bytes)}, {item.hash[:16]}"
         rows.append(

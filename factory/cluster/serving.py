@@ -25,7 +25,7 @@ from factory.catalog.objects import ObjectStore
 from factory.catalog.pull import pull
 from factory.cluster import local, ports
 from factory.cluster.errors import ClusterError
-from factory.config import ProviderSource, Settings
+from factory.config import ProviderSource, RegistrySource, Settings
 
 DEPLOY = (sys.executable, "-m", "serve_apps.up")
 """Deploys the gateway; given `--address`, its last line on standard output is JSON with `url`."""
@@ -166,7 +166,7 @@ def _up(
 def _pull_missing(settings: Settings, progress: Callable[[str], None]) -> None:
     store = ObjectStore(settings.objects)
     for name, model in settings.models.items():
-        if not isinstance(model.source, ProviderSource):
+        if not isinstance(model.source, ProviderSource | RegistrySource):
             progress(f"model {name}")
             pull(settings, name, store, progress)
 

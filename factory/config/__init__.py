@@ -16,6 +16,7 @@ from factory.config.catalog import (
     PathSource,
     Price,
     ProviderSource,
+    RegistrySource,
 )
 from factory.config.endpoints import Endpoint, Rule, Target
 from factory.config.gates import Accuracy, Ceiling, Gate
@@ -91,6 +92,7 @@ __all__ = [
     "Price",
     "PromptInjectionFilter",
     "ProviderSource",
+    "RegistrySource",
     "RentedPool",
     "Residency",
     "Routing",

@@ -67,6 +67,18 @@ class PathSource(Section):
         return Path(folder, value.expanduser()).absolute()
 
 
+class RegistrySource(Section):
+    """A registered version that is whole weights: a distilled student, a quantized model."""
+
+    registry: str = Field(pattern=r"^models:/[\w.-]+@champion$")
+    """`models:/NAME@champion`; the model is off until a version is promoted."""
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return self.registry.removeprefix("models:/").removesuffix("@champion")
+
+
 class ProviderSource(Section):
     """An OpenAI-compatible provider; off while its base URL or key is empty."""
 
@@ -85,13 +97,14 @@ class ProviderSource(Section):
 
 def _source_kind(value: Any) -> str:
     if isinstance(value, Mapping):
-        for key, kind in (("package", "package"), ("hub", "hub"), ("base_url", "provider")):
+        for key in ("package", "hub", "registry", "base_url"):
             if key in value:
-                return kind
+                return "provider" if key == "base_url" else key
         return "path"
     kinds: dict[type, str] = {
         PackageSource: "package",
         HubSource: "hub",
+        RegistrySource: "registry",
         ProviderSource: "provider",
     }
     return kinds.get(type(value), "path")
@@ -101,6 +114,7 @@ Source = Annotated[
     Annotated[PackageSource, Tag("package")]
     | Annotated[HubSource, Tag("hub")]
     | Annotated[PathSource, Tag("path")]
+    | Annotated[RegistrySource, Tag("registry")]
     | Annotated[ProviderSource, Tag("provider")],
     Discriminator(_source_kind),
 ]
@@ -134,7 +148,7 @@ class Model(Section):
         if provider != (self.engine == "openai"):
             raise ValueError(
                 "engine 'openai' needs a source with base_url, model and api_key; "
-                "engines 'vllm' and 'encoder' need a package, hub or path"
+                "engines 'vllm' and 'encoder' need a package, hub, path or registry"
             )
         return self
 

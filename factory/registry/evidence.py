@@ -26,12 +26,19 @@ class Evidence:
         self._settings, self._objects = settings, objects
 
     def tags(
-        self, adapter_hash: str, lineage: Lineage, evaluation: Object, base_evaluation: Object
+        self,
+        adapter_hash: str,
+        lineage: Lineage,
+        evaluation: Object,
+        base_evaluation: Object,
+        *,
+        whole: bool = False,
     ) -> dict[str, str]:
         """Tags that tie results to a version. Raises `RegistryError` when they are of another."""
         mine, base = load(evaluation), load(base_evaluation)
         who, whose = mine.summary.answered_by, base.summary.answered_by
-        if (who.model_hash, who.adapter_hash) != (lineage.base_hash, adapter_hash):
+        made_of = (adapter_hash, None) if whole else (lineage.base_hash, adapter_hash)
+        if (who.model_hash, who.adapter_hash) != made_of:
             raise RegistryError("the results were not made with this base and adapter; judge again")
         if (whose.model_hash, whose.adapter_hash) != (lineage.base_hash, None):
             raise RegistryError("the base's results were not made with this base; judge it again")

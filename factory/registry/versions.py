@@ -42,19 +42,26 @@ CHAMPION = "champion"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """A registered adapter."""
+    """A registered adapter, or whole weights."""
 
     name: str
     version: int
     path: Path
-    """Its PEFT folder."""
+    """Its folder: PEFT's layout for an adapter, a model's for whole weights."""
     adapter_hash: str
+    """Content hash of that folder."""
     lineage: Lineage
     metrics: Metrics
     """On the suite it was judged on last."""
     run_id: str | None
     created: datetime
     champion: bool
+    whole: bool = False
+    """Whole weights (a student, a quantized or fully tuned model) rather than an adapter."""
+
+
+WEIGHTS = "weights"
+"""The kind of whole weights in the object store; adapters are of kind `adapters`."""
 
 
 class Registry:
@@ -83,11 +90,13 @@ class Registry:
     ) -> int:
         """Register an adapter with its results and those of its base; returns the version.
 
-        The same adapter with the same lineage is the same version, whatever suite judges it; the
-        newest results count. Raises `RegistryError` when the results are not of this adapter and
-        its base.
+        An object of kind `weights` is registered as whole weights; `lineage.base_model` then says
+        which model they were made from. The same adapter with the same lineage is the same
+        version, whatever suite judges it; the newest results count. Raises `RegistryError` when
+        the results are not of this adapter and its base.
         """
-        tags = self._evidence.tags(adapter.hash, lineage, evaluation, base_evaluation)
+        whole = adapter.kind == WEIGHTS
+        tags = self._evidence.tags(adapter.hash, lineage, evaluation, base_evaluation, whole=whole)
         with self._lock():
             for entry in self._store.entries(name):
                 if (entry.tags.get("adapter_hash"), entry.tags.get("lineage_fingerprint")) == (
@@ -98,6 +107,7 @@ class Registry:
                     return entry.version
             kept = self._objects.put("lineage", name, lambda folder: _write(folder, lineage))
             tags |= {
+                "artifact_kind": adapter.kind,
                 "adapter_name": adapter.name,
                 "adapter_hash": adapter.hash,
                 "lineage": kept.hash,
@@ -117,7 +127,11 @@ class Registry:
         """Add results of a registered version on another suite, with those of its base."""
         entry = self._entry(name, version)
         tags = self._evidence.tags(
-            entry.tags["adapter_hash"], self._lineage(name, entry), evaluation, base_evaluation
+            entry.tags["adapter_hash"],
+            self._lineage(name, entry),
+            evaluation,
+            base_evaluation,
+            whole=_whole(entry),
         )
         self._store.set_tags(name, version, tags)
 
@@ -305,8 +319,15 @@ class Registry:
         )
         return decision, metrics
 
+    def weights(self, name: str, version: int) -> Object:
+        """The stored folder of a version, an adapter's or a model's. Raises `RegistryError`."""
+        entry = self._entry(name, version)
+        self._check_adapter(name, entry)
+        return self._adapter(entry)
+
     def _adapter(self, entry: Entry) -> Object:
-        return self._objects.get("adapters", entry.tags["adapter_name"], entry.tags["adapter_hash"])
+        kind = entry.tags.get("artifact_kind", "adapters")
+        return self._objects.get(kind, entry.tags["adapter_name"], entry.tags["adapter_hash"])
 
     def _check_adapter(self, name: str, entry: Entry) -> None:
         try:
@@ -340,7 +361,12 @@ class Registry:
             run_id=entry.run_id,
             created=entry.created,
             champion=entry.version == champion,
+            whole=_whole(entry),
         )
+
+
+def _whole(entry: Entry) -> bool:
+    return entry.tags.get("artifact_kind") == WEIGHTS
 
 
 def _metrics(entry: Entry) -> Metrics:

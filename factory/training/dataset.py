@@ -56,6 +56,8 @@ class Example(_Row):
     """Examples of one group stay in one split; empty means a group of its own."""
     label: str | None = None
     """The exact answer, where the task has a closed set of answers."""
+    synthetic: bool | None = None
+    """True where a model wrote the question or the answer; absent otherwise."""
 
     @field_validator("messages")
     @classmethod
@@ -138,8 +140,10 @@ def card(split: Split, **facts: Any) -> dict[str, Any]:
     """What a data set says about itself: its hash, counts by split and label, and `facts`."""
     counts = {name: Counter(item.label for item in split[name] if item.label) for name in split}
     labels = sorted(set().union(*counts.values()))
+    generated = {name: sum(bool(item.synthetic) for item in split[name]) for name in split}
     return {
         **facts,
+        **({"synthetic": generated} if any(generated.values()) else {}),
         "hash": dataset_hash(split),
         "counts": {name: len(split[name]) for name in split},
         "labels": {label: {name: counts[name][label] for name in split} for label in labels},

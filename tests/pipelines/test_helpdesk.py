@@ -154,3 +154,25 @@ def test_what_this_process_did_to_a_module_does_not_reach_the_data(
     monkeypatch.setattr(asyncio.sleep, "__doc__", "Something else that a library put here instead.")
 
     assert helpdesk.build(ObjectStore(tmp_path))[0].hash == made[0].hash
+
+
+def test_unlabelled_questions_share_nothing_with_the_judging_splits(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path)
+    data, _ = helpdesk.build(store, ("json", "decimal"))
+    split = dataset.read(data.path)
+    taught = [
+        Member(one.label or "", one.group, one.id, "later " * 40 + "words that follow it here")
+        for one in split["train"] + split["test"]
+    ]
+    others = [Member("csv", "csv.reader", "csv.reader", "An iterator over the lines of a table.")]
+    repeated = split["test"][0].messages[1].content
+    others.append(Member("csv", "csv.x", "csv.zzz", repeated))
+    rows = helpdesk.questions(split, taught, others, ("json", "decimal"))
+    named = {row["id"].split("+")[0] for row in rows}
+    assert named & {one.id for one in split["test"]} == set()
+    assert "csv.reader" in named
+    texts = [helpdesk.normal(row["messages"][1]["content"]) for row in rows]
+    assert len(set(texts)) == len(texts)
+    judged = {helpdesk.normal(one.messages[1].content) for one in split["test"]}
+    assert judged.isdisjoint(texts)
+    assert all(row["messages"][-1]["role"] == "user" for row in rows)

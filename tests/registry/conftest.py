@@ -60,13 +60,17 @@ class Bench:
 
         return self.store.put("adapters", NAME, fill)
 
-    def results(self, suite: Suite, right: int, adapter_hash: str | None) -> Object:
+    def results(
+        self, suite: Suite, right: int, adapter_hash: str | None, model_hash: str = BASE
+    ) -> Object:
         """Saved results with `right` right answers, the first ones."""
         answers = {
             case.chat[-1]["content"]: case.expected if place < right else "no idea"
             for place, case in enumerate(suite.cases)
         }
-        return judge(suite, Scripted(answers, BASE, adapter_hash), self.store, force=True).item
+        return judge(
+            suite, Scripted(answers, model_hash, adapter_hash), self.store, force=True
+        ).item
 
     def version(self, content: str, right: int, suite: Suite | None = None, base: int = 5) -> int:
         """Register an adapter that answers `right` cases where its base answers `base`."""

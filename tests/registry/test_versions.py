@@ -51,6 +51,31 @@ def test_results_of_another_model_are_not_accepted(bench: Bench) -> None:
     assert bench.registry.list(NAME) == []
 
 
+def test_whole_weights_are_a_version_like_any_other(bench: Bench) -> None:
+    suite = make_suite()
+    made = bench.store.put("weights", NAME, lambda folder: _config(folder, "student"))
+    student = bench.results(suite, 60, None, model_hash=made.hash)
+    base = bench.results(suite, 5, None)
+    register = bench.registry.register
+    with pytest.raises(RegistryError, match="not made with this base and adapter"):
+        register(NAME, made, None, lineage(suite), base, base)
+    version = register(NAME, made, None, lineage(suite), student, base)
+    assert bench.registry.promote(NAME, version).passed
+    champion = bench.registry.champion(NAME)
+    assert champion is not None
+    assert champion.whole
+    assert champion.path == made.path
+    assert bench.registry.weights(NAME, version) == made
+    assert not bench.registry.get(NAME, bench.version("adapter", 50)).whole
+    (made.path / "config.json").write_text("changed")
+    with pytest.raises(RegistryError, match="cannot be used"):
+        bench.registry.weights(NAME, version)
+
+
+def _config(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+
+
 def test_passing_the_gate_moves_the_champion_and_is_logged(bench: Bench) -> None:
     one, two = bench.version("one", 60), bench.version("two", 70)
     assert bench.registry.promote(NAME, one, actor="ann").passed

@@ -53,6 +53,30 @@ def test_a_champion_is_served_merged_and_changes_the_version(settings: Settings)
     assert after.notes == ()
 
 
+STUDENT = """\
+  helpdesk-student:
+    source: {registry: "models:/helpdesk-student@champion"}
+    engine: vllm
+    tier: 2
+    price: {input_usd_per_mtok: 0.01, output_usd_per_mtok: 0.02}
+"""
+
+
+def test_a_model_of_the_registry_takes_its_tier_once_a_version_is_promoted() -> None:
+    text = config.default_text().replace("  premium:\n", f"{STUDENT}  premium:\n", 1)
+    text = text.replace("tiers: [0, 1, 3]", "tiers: [0, 1, 2, 3]")
+    settings = config.parse(text, "default", Path("/"), {})
+    without = plan(settings, DEFAULT_BASES, {})
+    assert set(without.tiers["helpdesk"]) == {1, 3}
+    assert any("'helpdesk-student' is promoted yet, so tier 2" in note for note in without.notes)
+
+    weights = _object("weights", "helpdesk-student", "dddddddd")
+    planned = plan(settings, DEFAULT_BASES | {"helpdesk-student": weights}, {})
+    tier = planned.tiers["helpdesk"][2]
+    assert (tier.label, tier.version) == ("helpdesk-student", weights.hash[:16])
+    assert planned.engines[tier.engine or ""].path == str(weights.path)
+
+
 def test_endpoints_with_the_same_weights_share_one_engine(settings: Settings) -> None:
     planned = plan(settings, DEFAULT_BASES, {})
 
