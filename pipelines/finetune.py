@@ -40,7 +40,7 @@ from factory.training import dataset
 from factory.training.config import TrainConfig, load
 from factory.training.dataset import DatasetError
 from factory.training.errors import TrainingError
-from factory.training.lora import Summary
+from factory.training.loop import Summary
 from factory.training.run import RunFolder
 from factory.training.tracking import Tracked
 from factory.training.train import Task, launch

@@ -1,7 +1,8 @@
-"""Tuning open models: chat data sets, LoRA on Ray Train, checkpoints that survive a kill.
+"""Tuning open models: chat data sets, adapters or every weight on Ray Train, durable checkpoints.
 
-`dataset.py` reads and splits data, `config.py` holds the arguments, `chat.py` turns conversations
-into tokens, `batches.py` and `schedule.py` decide what is trained when, `objective.py` and
-`lora.py` train, `checkpoint.py` and `run.py` keep a run's state on disk, `adapter.py` writes the
-result, `train.py` puts all of it on Ray Train.
+`dataset.py` reads and splits data, `config.py` holds the arguments, `model.py` and `adapter.py`
+build what is trained, `chat.py` turns conversations into tokens, `packing.py` puts them end to
+end, `batches.py` and `schedule.py` decide what is trained when, `objective.py` and `loss.py` say
+what is made small, `loop.py` trains, `checkpoint.py` and `run.py` keep a run's state on disk,
+`train.py` puts all of it on Ray Train.
 """

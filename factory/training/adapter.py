@@ -9,6 +9,7 @@ The folder names the base and pins its revision. The same weights always give th
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 
 from factory.training.config import TrainConfig
 from factory.training.errors import TrainingError
+from factory.training.run import RunFolder
 
 
 def wrap(base: Any, config: TrainConfig) -> Any:
@@ -37,6 +39,7 @@ def wrap(base: Any, config: TrainConfig) -> Any:
                 lora_dropout=config.lora_dropout,
                 target_modules=config.target_modules,
                 layers_to_transform=config.layers_to_transform,
+                use_dora=config.use_dora,
                 task_type="CAUSAL_LM",
             ),
         )
@@ -58,6 +61,16 @@ def wrap(base: Any, config: TrainConfig) -> Any:
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
     """The parameters that are trained, by name, in the model's order."""
     return {name: item for name, item in model.named_parameters() if item.requires_grad}
+
+
+def export(model: Any, run: RunFolder, *, base_name: str, revision: str) -> None:
+    """Write the trained adapter into the run's folder, whole or not at all."""
+    draft = run.root / ".adapter"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save(model, draft, base_name=base_name, revision=revision)
+    shutil.rmtree(run.adapter, ignore_errors=True)
+    draft.rename(run.adapter)
 
 
 def save(model: Any, folder: Path, *, base_name: str, revision: str) -> None:

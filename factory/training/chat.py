@@ -1,7 +1,7 @@
 """Conversations as tokens, with a target for every token the assistant says.
 
     sample = encode(tokenizer, example)
-    batch = collate([sample, other], pad_id=2)
+    batch = collate([sample, other])
 
 The tokenizer's own chat template renders a conversation. What lies between the prompt (with its
 generation prompt) and the end of the assistant's turn is learned, the end marker included, and
@@ -11,7 +11,7 @@ is tokenized apart from the prompt, as it is when a server generates it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -19,9 +19,11 @@ import torch
 
 from factory.training.dataset import Example
 from factory.training.errors import TrainingError
+from factory.training.loss import Learned
+from factory.training.packing import Layout
 
 IGNORED = -100
-"""The target of a token that is not learned, as PyTorch's cross-entropy has it."""
+"""The target of a token that is not learned."""
 
 MIN_SHARED = 16
 """A common beginning shorter than this is not worth a pass of its own."""
@@ -37,22 +39,44 @@ class Sample:
 
     @property
     def learned(self) -> int:
-        """Number of tokens that are learned."""
-        return sum(target != IGNORED for target in self.targets)
+        """Number of tokens that are learned; nothing comes before the first, so it is not."""
+        return sum(target != IGNORED for target in self.targets[1:])
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples side by side: a shared beginning once, the rest padded on the right."""
+    """Conversations packed into one row of `n` tokens: a shared beginning once, then the rests."""
 
-    prefix: torch.Tensor
-    """Token ids all samples begin with, `[1, shared]`; `shared` may be 0."""
     ids: torch.Tensor
-    """What follows, `[samples, longest]`."""
-    targets: torch.Tensor
-    """Targets of `ids`, `IGNORED` for prompts and padding."""
+    """Token ids, `[1, n]`."""
+    positions: torch.Tensor
+    """Place of each token in its own conversation, `[1, n]`."""
+    layout: Layout
+    at: torch.Tensor
+    """Where in the row the next token is learned."""
+    learned: Learned
+    """What is learned there."""
+    row: torch.Tensor
+    """Which conversation of the batch each learned token belongs to."""
+    size: int
+    """Conversations."""
     tokens: int
-    """Tokens of all samples, padding not counted."""
+    """Tokens of all conversations, the shared beginning counted in each."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        learned = self.learned
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            positions=self.positions.to(device),
+            layout=self.layout.to(device),
+            at=self.at.to(device),
+            learned=Learned(
+                learned.wanted.to(device), learned.example.to(device), learned.place.to(device)
+            ),
+            row=self.row.to(device),
+        )
 
 
 def encode(tokenizer: Any, example: Example) -> Sample:
@@ -113,18 +137,49 @@ def encode_all(
     return kept
 
 
-def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
-    """One batch of at least one sample."""
+def collate(samples: Sequence[Sample], indices: Sequence[int] | None = None) -> Batch:
+    """One batch of at least one sample; `indices` say where each stands in its split."""
+    indices = range(len(samples)) if indices is None else indices
     shared = _shared(samples)
-    width = max(len(sample.ids) for sample in samples) - shared
-    ids = torch.full((len(samples), width), pad_id)
-    targets = torch.full((len(samples), width), IGNORED)
-    for row, sample in enumerate(samples):
-        length = len(sample.ids) - shared
-        ids[row, :length] = torch.tensor(sample.ids[shared:])
-        targets[row, :length] = torch.tensor(sample.targets[shared:])
-    prefix = torch.tensor([samples[0].ids[:shared]], dtype=torch.long)
-    return Batch(prefix, ids, targets, sum(len(sample.ids) for sample in samples))
+    ids = list(samples[0].ids[:shared])
+    positions = list(range(shared))
+    learned: list[tuple[int, int, int, int, int]] = []
+    for row, (sample, index) in enumerate(zip(samples, indices, strict=True)):
+        offset = len(ids) - shared
+        ids += sample.ids[shared:]
+        positions += range(shared, len(sample.ids))
+        targets = [at for at, target in enumerate(sample.targets) if at and target != IGNORED]
+        learned += [
+            (offset + at - 1, sample.targets[at], index, place, row)
+            for place, at in enumerate(targets)
+        ]
+    at, wanted, example, place, rows = torch.tensor(learned).T.contiguous().unbind()
+    return Batch(
+        ids=torch.tensor([ids]),
+        positions=torch.tensor([positions]),
+        layout=Layout.of([len(sample.ids) - shared for sample in samples], shared),
+        at=at,
+        learned=Learned(wanted, example, place),
+        row=rows,
+        size=len(samples),
+        tokens=sum(len(sample.ids) for sample in samples),
+    )
+
+
+def passes(samples: Sequence[Sample], indices: Sequence[int], max_tokens: int) -> list[Batch]:
+    """The samples of one step as batches of at most `max_tokens` tokens, at least one sample each.
+
+    Their losses add up, so how they are cut changes memory and speed, not what is learned.
+    """
+    cuts: list[list[int]] = []
+    room = 0
+    for at, sample in enumerate(samples):
+        if not cuts or room < len(sample.ids):
+            cuts.append([])
+            room = max_tokens
+        cuts[-1].append(at)
+        room -= len(sample.ids)
+    return [collate([samples[at] for at in part], [indices[at] for at in part]) for part in cuts]
 
 
 def _shared(samples: Sequence[Sample]) -> int:
@@ -134,7 +189,7 @@ def _shared(samples: Sequence[Sample]) -> int:
     columns = zip(*(sample.ids for sample in samples), strict=False)
     same = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
     first = min(
-        next(at for at, target in enumerate(sample.targets) if target != IGNORED)
+        next(at for at, target in enumerate(sample.targets) if at and target != IGNORED)
         for sample in samples
     )
     shared = min(same, first - 1)

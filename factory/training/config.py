@@ -34,7 +34,7 @@ _ENDING = {
 
 
 class TrainConfig(BaseModel):
-    """One LoRA run."""
+    """One tuning run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -66,6 +66,24 @@ class TrainConfig(BaseModel):
     """Optimizer steps."""
     max_train_seconds: float | None = Field(default=None, gt=0)
     """Budget of training time in seconds, loading not counted."""
+    max_tokens: int = Field(default=4096, ge=64)
+    """Tokens in one pass through the model; a batch with more is cut, its gradient is the same."""
+    gradient_checkpointing: bool = False
+    """Compute activations a second time in the backward pass instead of keeping them."""
+    use_peft: bool = True
+    """Train an adapter and leave the base as it is; false trains every weight."""
+    full_tuning_reason: str | None = Field(default=None, min_length=10)
+    """Why an adapter is not enough; needed where `use_peft` is false."""
+    load_in_4bit: bool = False
+    """Hold the frozen base in 4 bits (QLoRA, bitsandbytes)."""
+    load_in_8bit: bool = False
+    """Hold the frozen base in 8 bits (LLM.int8, bitsandbytes)."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """What the 4 bits mean."""
+    bnb_4bit_use_double_quant: bool = True
+    """Quantize the 4-bit scales as well."""
+    use_dora: bool = False
+    """Learn the magnitude of each weight column apart from its direction (DoRA)."""
     lora_r: int = Field(default=16, ge=1)
     """Rank of the adapter."""
     lora_alpha: float = Field(default=32, gt=0)
@@ -103,12 +121,39 @@ class TrainConfig(BaseModel):
             raise ValueError("layers_to_transform needs target_modules as a list of names")
         return self
 
+    @model_validator(mode="after")
+    def _one_method(self) -> TrainConfig:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit exclude each other; choose one")
+        if self.use_peft:
+            return self
+        if self.load_in_4bit or self.load_in_8bit or self.use_dora:
+            raise ValueError(
+                "use_peft is false, but quantized bases and DoRA need an adapter; set use_peft"
+            )
+        if self.full_tuning_reason is None:
+            raise ValueError(
+                "full tuning trains and stores every weight; say in full_tuning_reason why an "
+                "adapter is not enough, or set use_peft"
+            )
+        return self
+
     @property
     def global_batch(self) -> int:
         """Examples in one optimizer step, over all workers."""
         return (
             self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_workers
         )
+
+    @property
+    def method(self) -> str:
+        """What is trained, in a word: `lora`, `dora`, `qlora-nf4`, `lora-int8`, …, or `full`."""
+        if not self.use_peft:
+            return "full"
+        kind = "dora" if self.use_dora else "lora"
+        if self.load_in_4bit:
+            return f"q{kind}-{self.bnb_4bit_quant_type}"
+        return f"{kind}-int8" if self.load_in_8bit else kind
 
     def fingerprint(self) -> str:
         """Hex sha256 over the fields that must not change when a run is resumed."""

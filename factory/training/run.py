@@ -53,6 +53,11 @@ class RunFolder:
         """The finished adapter, before it goes into the object store."""
         return self.root / "adapter"
 
+    @property
+    def model(self) -> Path:
+        """The finished weights of full tuning, before they go into the object store."""
+        return self.root / "model"
+
     def append(self, point: Mapping[str, Any]) -> None:
         """Add one point to the curve."""
         with self.curve.open("a", encoding="utf-8") as stream:

@@ -20,7 +20,7 @@ from factory.training.chat import encode_all
 from factory.training.config import TrainConfig, check
 from factory.training.dataset import DatasetError
 from factory.training.errors import TrainingError
-from factory.training.lora import Data, Peers, Summary, export, fit
+from factory.training.loop import Data, Peers, Summary, fit
 from factory.training.run import RunFolder
 
 
@@ -46,23 +46,6 @@ class Task:
     """CPU threads of one worker."""
 
 
-def load_base(folder: str, config: TrainConfig) -> tuple[Any, Any]:
-    """Model and tokenizer of a weights folder. Raises `TrainingError`."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.bfloat16 if config.bf16 else torch.float32,
-            attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
-        )
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"cannot load the base model from '{folder}': {error}") from error
-    return model, tokenizer
-
-
 def load_data(folder: Path, tokenizer: Any, config: TrainConfig) -> Data:
     """Encoded train and validation splits.
 
@@ -80,8 +63,7 @@ def load_data(folder: Path, tokenizer: Any, config: TrainConfig) -> Data:
         name: encode_all(tokenizer, examples, config.max_length, config.drop_long)
         for name, examples in split.items()
     }
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return Data(train=encoded["train"], validation=encoded["validation"], pad_id=pad or 0)
+    return Data(train=encoded["train"], validation=encoded["validation"])
 
 
 def run_task(task: Task, peers: Peers) -> Summary:
@@ -89,18 +71,20 @@ def run_task(task: Task, peers: Peers) -> Summary:
     import torch
     from transformers.utils import logging
 
-    from factory.training.adapter import wrap
+    from factory.training import adapter, model
 
     logging.disable_progress_bar()
     torch.set_num_threads(task.threads)
     config = check(task.config, "the job")
-    base, tokenizer = load_base(task.model, config)
+    tuned, tokenizer = model.build(task.model, config)
     data = load_data(Path(task.data), tokenizer, config)
-    model = wrap(base, config)
     run = RunFolder(Path(task.run))
-    summary = fit(config, model, data, run, task.fingerprint, peers)
+    summary = fit(config, tuned, data, run, task.fingerprint, peers)
     if peers.rank == 0:
-        export(model, run, base_name=task.base_name, revision=task.revision)
+        if config.use_peft:
+            adapter.export(tuned, run, base_name=task.base_name, revision=task.revision)
+        else:
+            model.export(tuned, Path(task.model), run)
     return summary
 
 

@@ -23,7 +23,7 @@ from factory.config import Settings
 from factory.training import dataset
 from factory.training.config import TrainConfig, check
 from factory.training.errors import TrainingError
-from factory.training.lora import Peers
+from factory.training.loop import Peers
 from factory.training.run import RunFolder
 from factory.training.train import load_data, run_task
 from pipelines import finetune

@@ -2,10 +2,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from factory.training import chat
-from factory.training.chat import IGNORED, collate, encode, encode_all
+from factory.training.chat import IGNORED, collate, encode, encode_all, passes
 from factory.training.dataset import Example, Turn
 from factory.training.errors import TrainingError
 from tests.training import tiny
@@ -69,20 +70,42 @@ def test_long_examples_are_an_error_unless_told_to_drop_them(tokenizer: Any) -> 
 
 def test_a_batch_holds_the_common_beginning_once(tokenizer: Any) -> None:
     samples = [encode(tokenizer, example) for example in tiny.examples(6)]
-    batch = collate(samples, pad_id=0)
-    shared = batch.prefix.shape[1]
+    batch = collate(samples, [10, 11, 12, 13, 14, 15])
+    shared = batch.layout.shared
     assert shared >= chat.MIN_SHARED
     assert batch.tokens == sum(len(sample.ids) for sample in samples)
+    assert batch.ids.shape[1] == batch.tokens - 5 * shared
+    at = shared
     for row, sample in enumerate(samples):
-        rest = len(sample.ids) - shared
-        assert (*batch.prefix[0].tolist(), *batch.ids[row, :rest].tolist()) == sample.ids
-        assert tuple(batch.targets[row, :rest].tolist()) == sample.targets[shared:]
-        assert set(batch.targets[row, rest:].tolist()) <= {IGNORED}
-        assert batch.targets[row, 0] == IGNORED
+        rest = slice(at, at + len(sample.ids) - shared)
+        at = rest.stop
+        whole = (*batch.ids[0, :shared].tolist(), *batch.ids[0, rest].tolist())
+        assert whole == sample.ids
+        assert batch.positions[0, rest].tolist() == list(range(shared, len(sample.ids)))
+        mine = batch.row == row
+        assert batch.learned.example[mine].tolist() == [10 + row] * sample.learned
+        assert batch.learned.place[mine].tolist() == list(range(sample.learned))
+        wanted = batch.learned.wanted[mine]
+        assert tuple(wanted.tolist()) == tuple(item for item in sample.targets if item != IGNORED)
+        assert batch.ids[0, batch.at[mine] + 1].tolist() == wanted.tolist()
 
 
 def test_identical_prompts_keep_the_token_before_the_answer_to_themselves(tokenizer: Any) -> None:
     sample = encode(tokenizer, tiny.examples(1)[0])
-    batch = collate([sample, sample], pad_id=0)
-    assert batch.targets[0, 0] == IGNORED
-    assert (batch.targets[0] != IGNORED).sum() == sample.learned
+    batch = collate([sample, sample])
+    assert (batch.at >= batch.layout.shared).all()
+    assert len(batch.at.unique()) == len(batch.at) == 2 * sample.learned
+
+
+def test_a_step_is_cut_where_it_has_too_many_tokens(tokenizer: Any) -> None:
+    samples = [encode(tokenizer, example) for example in tiny.examples(7)]
+    longest = max(len(sample.ids) for sample in samples)
+    whole = passes(samples, range(7), 10_000)
+    cut = passes(samples, range(7), 2 * longest)
+    single = passes(samples, range(7), 1)
+    assert (len(whole), len(single)) == (1, 7)
+    assert 3 <= len(cut) <= 6
+    assert all(batch.tokens <= 2 * longest for batch in cut)
+    for batches in (cut, single):
+        seen = torch.cat([batch.learned.example for batch in batches])
+        assert torch.equal(seen, whole[0].learned.example)

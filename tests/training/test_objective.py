@@ -3,20 +3,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from factory.training import adapter
+from factory.training import adapter, packing
 from factory.training.chat import Sample, collate, encode
 from factory.training.config import TrainConfig
 from factory.training.errors import TrainingError
+from factory.training.model import build
 from factory.training.objective import Objective
 from tests.training import tiny
 
 
 @pytest.fixture
 def model(tiny_model: Path) -> Any:
-    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    wrapped = adapter.wrap(base, TrainConfig(lora_r=4, bf16=False))
+    wrapped, _ = build(str(tiny_model), TrainConfig(lora_r=4, bf16=False))
     torch.manual_seed(1)
     for parameter in adapter.trainable(wrapped).values():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -36,13 +36,14 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 def test_the_shared_beginning_changes_neither_loss_nor_gradient(
     model: Any, samples: list[Sample]
 ) -> None:
-    batch = collate(samples, pad_id=0)
-    assert batch.prefix.shape[1] > 0
-    loss, _ = Objective(model)(batch.prefix, batch.ids, batch.targets)
+    batch = collate(samples)
+    assert batch.layout.shared > 0
+    loss, _ = Objective(model)(batch)
     loss.backward()
     ours = gradients(model)
     model.zero_grad()
     plain = torch.zeros(())
+    model.set_attn_implementation("eager")
     for sample in samples:
         logits = model(input_ids=torch.tensor([sample.ids])).logits[0, :-1]
         targets = torch.tensor(sample.targets[1:])
@@ -55,14 +56,16 @@ def test_the_shared_beginning_changes_neither_loss_nor_gradient(
 
 def test_a_hit_needs_every_learned_token(model: Any, samples: list[Sample]) -> None:
     with torch.no_grad():
+        model.set_attn_implementation("eager")
         logits = model(input_ids=torch.tensor([samples[0].ids])).logits[0, :-1].argmax(-1)
+        model.set_attn_implementation(packing.NAME)
     first = next(at for at, target in enumerate(samples[0].targets) if target >= 0)
     guess = int(logits[first - 1])
     ids = (*samples[0].ids[:first], guess)
     right = Sample("right", ids, (*[-100] * first, guess))
     wrong = Sample("wrong", ids, (*[-100] * first, guess + 1))
-    batch = collate([right, wrong], pad_id=0)
-    _, hits = Objective(model)(batch.prefix, batch.ids, batch.targets)
+    batch = collate([right, wrong])
+    _, hits = Objective(model)(batch)
     assert hits.tolist() == [True, False]
 
 

@@ -16,14 +16,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from factory.training import adapter, lora
+from factory.training import adapter, loop
 from factory.training.chat import encode_all
 from factory.training.checkpoint import Counters
 from factory.training.config import TrainConfig, check
 from factory.training.errors import TrainingError
-from factory.training.lora import Data, Peers, Summary
+from factory.training.loop import Data, Peers, Summary
+from factory.training.model import load_base
 from factory.training.run import RunFolder
-from factory.training.train import load_base
 from tests.training import tiny
 
 BASE = {
@@ -47,7 +47,7 @@ def settings(**changes: Any) -> TrainConfig:
 def data(tiny_model: Path) -> Data:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     rows = encode_all(tokenizer, tiny.examples(40), 256, drop_long=False)
-    return Data(train=rows[:32], validation=rows[32:], pad_id=0)
+    return Data(train=rows[:32], validation=rows[32:])
 
 
 class Stop(Exception):
@@ -68,8 +68,8 @@ def run(
     base, _ = load_base(str(model), config)
     wrapped = adapter.wrap(base, config)
     home = RunFolder(folder)
-    summary = lora.fit(config, wrapped, data, home, config.fingerprint(), peers or Peers())
-    lora.export(wrapped, home, base_name="tiny", revision="abc")
+    summary = loop.fit(config, wrapped, data, home, config.fingerprint(), peers or Peers())
+    adapter.export(wrapped, home, base_name="tiny", revision="abc")
     weights = (home.adapter / "adapter_model.safetensors").read_bytes()
     return summary, hashlib.sha256(weights).hexdigest()
 
@@ -155,8 +155,8 @@ def test_the_budget_ends_the_run_and_counts_earlier_starts(
     model = adapter.wrap(base, config)
     home = RunFolder(tmp_path)
     with pytest.raises(Stop):
-        lora.fit(config, model, data, home, "x", Peers(saved=stop_after(2)), clock)
-    summary = lora.fit(config, model, data, home, "x", Peers(), clock)
+        loop.fit(config, model, data, home, "x", Peers(saved=stop_after(2)), clock)
+    summary = loop.fit(config, model, data, home, "x", Peers(), clock)
     assert (summary.resumed_from, summary.steps, summary.seconds) == (2, 4, 4.0)
     rates = [point["learning_rate"] for point in home.points()]
     assert rates[-1] < max(rates)
@@ -171,7 +171,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
     with torch.no_grad():
         base.get_input_embeddings().weight.fill_(math.nan)
     with pytest.raises(TrainingError, match="the loss is nan"):
-        lora.fit(config, model, data, RunFolder(tmp_path), "x", Peers())
+        loop.fit(config, model, data, RunFolder(tmp_path), "x", Peers())
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -182,7 +182,7 @@ def test_an_empty_split_and_an_adapter_without_parameters_are_refused(
     base, _ = load_base(str(tiny_model), config)
     model, empty = adapter.wrap(base, config), replace(data, train=[])
     with pytest.raises(TrainingError, match="train split is empty"):
-        lora.fit(config, model, empty, RunFolder(tmp_path), "x", Peers())
+        loop.fit(config, model, empty, RunFolder(tmp_path), "x", Peers())
     with pytest.raises(TrainingError, match="target_modules"):
         adapter.wrap(load_base(str(tiny_model), config)[0], settings(target_modules=["nothing"]))
 

@@ -1,6 +1,7 @@
-"""The training loop: LoRA on one worker or many, resumable at any checkpoint.
+"""The training loop: on one worker or many, resumable at any checkpoint.
 
     summary = fit(config, model, data, run, fingerprint, Peers())
+    summary = fit(..., objective=lambda model: Objective(model, another_loss))
 
 Every worker knows the whole data set and the whole order, so each can tell how many tokens the
 global step learns, and the gradient is the exact mean over all of them, however they are spread
@@ -13,10 +14,9 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,10 +24,11 @@ from torch import nn
 
 from factory.training import adapter, checkpoint
 from factory.training.batches import Sampler
-from factory.training.chat import Batch, Sample, collate
+from factory.training.chat import Sample, collate, passes
 from factory.training.checkpoint import Counters, State
 from factory.training.config import TrainConfig
 from factory.training.errors import TrainingError
+from factory.training.loss import CrossEntropy
 from factory.training.objective import Objective
 from factory.training.run import RunFolder
 from factory.training.schedule import Schedule
@@ -55,7 +56,6 @@ class Data:
 
     train: Sequence[Sample]
     validation: Sequence[Sample]
-    pad_id: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,16 +88,20 @@ def fit(
     fingerprint: str,
     peers: Peers,
     clock: Callable[[], float] = time.monotonic,
+    objective: Callable[[Any], nn.Module] | None = None,
 ) -> Summary:
-    """Train the adapter of `model` from the run's newest good checkpoint, or from the start.
+    """Train what is trainable in `model` from the run's newest good checkpoint, or from the start.
 
-    The model ends with the trained adapter; the run folder holds checkpoints and the curve.
+    `objective` makes the module that is trained from the model; its forward takes a `Batch` of
+    the train split and returns a loss summed over learned tokens, and a hit by example. The
+    validation split is always scored with plain cross-entropy. The model ends trained; the run
+    folder holds checkpoints and the curve.
     Raises `TrainingError` for a loss that is no number, a run started with other arguments, and
     a run that would not take a single step.
     """
     if not data.train:
         raise TrainingError("the train split is empty; there is nothing to learn")
-    loop = _Loop(config, model, data, run, fingerprint, peers, clock)
+    loop = _Loop(config, model, data, run, fingerprint, peers, clock, objective)
     return loop.go()
 
 
@@ -111,11 +115,15 @@ class _Loop:
         fingerprint: str,
         peers: Peers,
         clock: Callable[[], float],
+        objective: Callable[[Any], nn.Module] | None,
     ) -> None:
         self.config, self.data, self.run, self.peers, self.clock = config, data, run, peers, clock
         self.fingerprint = fingerprint
         self.trained = adapter.trainable(model)
-        self.objective = peers.distribute(Objective(model, config.label_smoothing_factor))
+        self.autocast = torch.bfloat16 if config.bf16 and not config.use_peft else None
+        plain = Objective(model, CrossEntropy(config.label_smoothing_factor), self.autocast)
+        self.objective = peers.distribute(objective(model) if objective else plain)
+        self.scored = Objective(model, CrossEntropy(), self.autocast)
         self.device = next(iter(self.trained.values())).device
         self.optimizer = torch.optim.AdamW(
             self.trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -185,11 +193,12 @@ class _Loop:
             self.data.train[index].learned for row in micro for part in row for index in part
         )
         loss_sum, tokens = 0.0, 0
-        for position, row in enumerate(micro):
-            batch = self._batch([self.data.train[index] for index in row[self.peers.rank]])
-            last = position == len(micro) - 1
-            with self._without_sync(last):
-                loss, _ = self.objective(batch.prefix, batch.ids, batch.targets)
+        mine = [index for row in micro for index in row[self.peers.rank]]
+        samples = [self.data.train[index] for index in mine]
+        batches = passes(samples, mine, self.config.max_tokens)
+        for batch in batches:
+            with self._without_sync(batch is batches[-1]):
+                loss, _ = self.objective(batch.to(self.device))
                 (loss * self.peers.size / learned).backward()
             loss_sum += loss.item()
             tokens += batch.tokens
@@ -255,38 +264,19 @@ class _Loop:
         wanted = min(self.config.eval_samples, len(self.data.validation))
         if self.peers.rank or not wanted:
             return None, None
-        module = getattr(self.objective, "module", self.objective).eval()
+        module = self.scored.eval()
         chosen = random.Random(self.config.seed).sample(list(self.data.validation), wanted)
         chosen.sort(key=lambda sample: len(sample.ids))
         total, right = 0.0, 0
         size = self.config.per_device_train_batch_size
         for at in range(0, wanted, size):
-            batch = self._batch(chosen[at : at + size])
-            loss, hits = module(batch.prefix, batch.ids, batch.targets)
+            batch = collate(chosen[at : at + size]).to(self.device)
+            loss, hits = module(batch)
             total += loss.item()
             right += int(hits.sum())
         return total / sum(sample.learned for sample in chosen), right / wanted
-
-    def _batch(self, samples: Sequence[Sample]) -> Batch:
-        batch = collate(samples, self.data.pad_id)
-        return replace(
-            batch,
-            prefix=batch.prefix.to(self.device),
-            ids=batch.ids.to(self.device),
-            targets=batch.targets.to(self.device),
-        )
 
     def _without_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         if last or not isinstance(self.objective, nn.parallel.DistributedDataParallel):
             return contextlib.nullcontext()
         return self.objective.no_sync()
-
-
-def export(model: Any, run: RunFolder, *, base_name: str, revision: str) -> None:
-    """Write the trained adapter into the run's folder, whole or not at all."""
-    draft = run.root / ".adapter"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    adapter.save(model, draft, base_name=base_name, revision=revision)
-    shutil.rmtree(run.adapter, ignore_errors=True)
-    draft.rename(run.adapter)
