@@ -52,7 +52,7 @@ Say = Callable[[str], None]
 """Tells the person at the command one line."""
 
 
-def _to_stderr(text: str) -> None:
+def to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -205,7 +205,7 @@ def plan(settings: Settings, config: TrainConfig, name: str | None = None) -> Jo
 
 
 def tune(
-    settings: Settings, config: TrainConfig, name: str | None = None, say: Say = _to_stderr
+    settings: Settings, config: TrainConfig, name: str | None = None, say: Say = to_stderr
 ) -> dict[str, Any]:
     """Train, store the adapter, and return the closing JSON object.
 
@@ -237,7 +237,7 @@ def _tune(settings: Settings, job: Job, say: Say) -> dict[str, Any]:
         say(f"passed over a damaged checkpoint, {note}")
     if summary.resumed_from:
         say(f"went on from step {summary.resumed_from}")
-    tracked.finish(_figures(summary), {"adapter_hash": stored.hash})
+    tracked.finish(figures(summary), {"adapter_hash": stored.hash})
     return {
         "adapter": str(stored.path),
         "hash": stored.hash,
@@ -276,7 +276,7 @@ def store_adapter(store: ObjectStore, job: Job, run_id: str) -> Object:
     return store.put("adapters", job.adapter, fill, meta)
 
 
-def _figures(summary: Summary) -> dict[str, float]:
+def figures(summary: Summary) -> dict[str, float]:
     figures = asdict(summary)
     return {key: value for key, value in figures.items() if isinstance(value, int | float)}
 
@@ -298,7 +298,13 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="job config, YAML")
     result.add_argument("--run-name", help="name of the run; an existing one is resumed")
-    for name, field in TrainConfig.model_fields.items():
+    add_flags(result, TrainConfig)
+    return result
+
+
+def add_flags(result: argparse.ArgumentParser, kind: type[TrainConfig]) -> None:
+    """One flag for every field of `kind`, under both spellings of its name."""
+    for name, field in kind.model_fields.items():
         flags = sorted({f"--{name.replace('_', '-')}", f"--{name}"})
         help_ = (field.description or "").replace("%", "%%")
         options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": help_}
@@ -306,7 +312,6 @@ def parser() -> argparse.ArgumentParser:
             result.add_argument(*flags, **options, nargs="?", const=True, type=yaml.safe_load)
         else:
             result.add_argument(*flags, **options, type=yaml.safe_load, metavar="VALUE")
-    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

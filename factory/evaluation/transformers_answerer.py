@@ -15,7 +15,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,10 @@ from typing import Any
 
 from factory.evaluation.answerer import Answer, Chat, Progress, PromptTooLong
 from factory.evaluation.results import EvaluationError, Identity
+
+Heard = Callable[[int, list[int], Any], None]
+"""Told the index of a conversation, the tokens of its answer (a stop among them), and the float32
+logits that each was chosen from, `[tokens, vocabulary]`."""
 
 
 class TransformersAnswerer:
@@ -36,11 +40,14 @@ class TransformersAnswerer:
         batch_size: int = 16,
         threads: int = 2,
         max_model_len: int | None = None,
+        heard: Heard | None = None,
     ) -> None:
         """Folders in Hugging Face and PEFT layout.
 
         `max_model_len` bounds prompt and answer in tokens; the model's own context where None.
+        `heard` is told what was generated, and from which logits, before it is forgotten.
         """
+        self._heard = heard
         self._folder, self._adapter = Path(model), Path(adapter) if adapter else None
         self._batch_size, self._threads, self._max_model_len = batch_size, threads, max_model_len
         for folder, file in (
@@ -89,7 +96,9 @@ class TransformersAnswerer:
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         for start in range(0, len(order), self._batch_size):
             batch = order[start : start + self._batch_size]
-            found = self._generate([prompts[i] for i in batch], prefix, cache, max_new_tokens)
+            found = self._generate(
+                [prompts[i] for i in batch], prefix, cache, max_new_tokens, told=batch
+            )
             answers.update(zip(batch, found, strict=True))
             progress(len(batch))
         return [answers[index] for index in range(len(prompts))]
@@ -165,9 +174,17 @@ class TransformersAnswerer:
             ).past_key_values
 
     def _generate(
-        self, prompts: list[list[int]], prefix: Sequence[int], cache: Any, max_new_tokens: int
+        self,
+        prompts: list[list[int]],
+        prefix: Sequence[int],
+        cache: Any,
+        max_new_tokens: int,
+        told: Sequence[int] = (),
     ) -> list[Answer]:
-        """Answers to one batch: shared prefix, then padding, then the rest of each prompt."""
+        """Answers to one batch: shared prefix, then padding, then the rest of each prompt.
+
+        `told` are the conversations of the batch, if anybody is to hear of them.
+        """
         import torch
 
         start = time.perf_counter()
@@ -204,6 +221,10 @@ class TransformersAnswerer:
             tokens = out.sequences[:, width:]
             logprobs = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
         elapsed = (time.perf_counter() - start) * 1000
+        if self._heard is not None:
+            for index, row, said in zip(told, tokens.tolist(), logits, strict=False):
+                used = self._used(row)
+                self._heard(index, row[:used], said[:used])
         return [
             self._read(row, scores, len(prompt), elapsed)
             for row, scores, prompt in zip(tokens.tolist(), logprobs.tolist(), prompts, strict=True)
@@ -215,9 +236,12 @@ class TransformersAnswerer:
         found = declared if isinstance(declared, list) else [declared]
         return sorted({*found, self._tokenizer.eos_token_id} - {None})
 
+    def _used(self, row: list[int]) -> int:
+        """Tokens up to the first stop, with it."""
+        return next((at + 1 for at, token in enumerate(row) if token in self._stops), len(row))
+
     def _read(self, row: list[int], logprobs: list[float], prompt: int, elapsed: float) -> Answer:
-        ends = [place for place, token in enumerate(row) if token in self._stops]
-        used = ends[0] + 1 if ends else len(row)
+        used = self._used(row)
         return Answer(
             text=self._tokenizer.decode(row[:used], skip_special_tokens=True).strip(),
             latency_ms=elapsed,

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -161,29 +161,42 @@ class TrainConfig(BaseModel):
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
+Config = TypeVar("Config", bound=TrainConfig)
+
+
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
     """Arguments from a YAML file, with `overrides` on top.
 
     Raises `TrainingError` naming the file and the key.
     """
+    return load_as(TrainConfig, path, overrides)
+
+
+def load_as(kind: type[Config], path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The same for arguments of a kind that has more of them. Raises `TrainingError`."""
     try:
         raw = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TrainingError(f"cannot read the job config '{path}': {error}") from error
     if not isinstance(raw, dict | None):
         raise TrainingError(f"{path} must be a mapping of arguments such as learning_rate")
-    return check({**(raw or {}), **(overrides or {})}, str(path))
+    return check_as(kind, {**(raw or {}), **(overrides or {})}, str(path))
 
 
 def check(values: Mapping[str, Any], name: str) -> TrainConfig:
     """Arguments from plain values; `name` is used in messages. Raises `TrainingError`."""
+    return check_as(TrainConfig, values, name)
+
+
+def check_as(kind: type[Config], values: Mapping[str, Any], name: str) -> Config:
+    """The same for arguments of a kind that has more of them. Raises `TrainingError`."""
     try:
-        return TrainConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         item = error.errors()[0]
         where = ".".join(str(part) for part in item["loc"]) or "the arguments"
         if item["type"] == "extra_forbidden":
-            known = ", ".join(sorted(TrainConfig.model_fields))
+            known = ", ".join(sorted(kind.model_fields))
             raise TrainingError(f"{name}: {where}: unknown key; known are {known}") from error
         what = item["msg"].removeprefix("Value error, ")
         raise TrainingError(f"{name}: {where}: {what}") from error

@@ -11,13 +11,14 @@ workers share.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from factory.training import dataset
 from factory.training.chat import encode_all
-from factory.training.config import TrainConfig, check
+from factory.training.config import TrainConfig, check, check_as
 from factory.training.dataset import DatasetError
 from factory.training.errors import TrainingError
 from factory.training.loop import Data, Peers, Summary, fit
@@ -124,8 +125,16 @@ def _worker(values: dict[str, Any]) -> dict[str, Any]:
     return asdict(run_task(Task(**values), ray_peers()))
 
 
-def launch(task: Task, cpus: int, gpu: bool = False) -> Summary:
+def launch(
+    task: Task,
+    cpus: int,
+    gpu: bool = False,
+    work: Callable[[dict[str, Any]], dict[str, Any]] = _worker,
+    kind: type[TrainConfig] = TrainConfig,
+) -> Summary:
     """Run `task` on Ray Train with `cpus` cores a worker; Ray must be initialised.
+
+    `work` is what a worker does, given the task's fields; `kind` is what its arguments are.
 
     Raises the worker's own `TrainingError` or `DatasetError`, or a `TrainingError` that carries
     the last line of any other failure.
@@ -134,11 +143,11 @@ def launch(task: Task, cpus: int, gpu: bool = False) -> Summary:
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    config = check(task.config, "the job")
+    config = check_as(kind, task.config, "the job")
     storage = Path(task.run) / "ray"
     shutil.rmtree(storage, ignore_errors=True)
     trainer = TorchTrainer(
-        _worker,
+        work,
         train_loop_config=asdict(task),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,

@@ -1,0 +1,259 @@
+"""A student beside its teacher, and beside the same student tuned without one.
+
+    python -m benchmarks.distill [--home .benchmarks/distill] [--steps N] [--rounds N] [--plot FILE]
+
+On the pilot's task, judged by the factory's own suite: the teacher is tuned as `make demo` tunes
+it; the student has a third of its layers and learns from it, from the data and from unlabelled
+prompts; the reference is a student of the same shape, cut from the untuned base, that sees the
+data's own answers for as many steps of as many examples. Then teacher and student answer the
+suite's questions in vLLM, in turns. Everything lands under `--home` and is found again, so a run
+that was interrupted goes on where it stopped; a new home measures anew.
+
+Takes about a quarter of an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from factory.catalog.errors import CatalogError
+from factory.catalog.objects import Object, ObjectStore
+from factory.catalog.pull import pull
+from factory.config import ConfigError, Settings
+from factory.config import load as configuration
+from factory.evaluation.compare import compare
+from factory.evaluation.harness import Judged, judge
+from factory.evaluation.results import EvaluationError
+from factory.evaluation.suite import Suite, SuiteError, read
+from factory.evaluation.transformers_answerer import TransformersAnswerer
+from factory.registry.versions import WEIGHTS
+from factory.training.config import load, load_as
+from factory.training.dataset import DatasetError
+from factory.training.distill import DistillConfig
+from factory.training.errors import TrainingError
+from factory.training.merge import merge
+from pipelines import distill, finetune, helpdesk
+from pipelines.engine_speed import EngineProcess
+
+MODEL, SEED = "smollm2-135m", 7
+TEACHER, STUDENT, REFERENCE = "teacher", "student", "student-without-teacher"
+CASES = 32
+"""Questions of a round, asked at once."""
+LONG = 48
+"""Tokens of an answer in the rounds that measure decoding alone."""
+
+
+def main(
+    home: Annotated[Path, typer.Option(help="State; kept between runs.")] = Path(
+        ".benchmarks/distill"
+    ),
+    steps: Annotated[int | None, typer.Option(min=1, help="Of both students.")] = None,
+    teacher_steps: Annotated[int | None, typer.Option(min=1, help="Of the teacher.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of each engine.")] = 5,
+    plot: Annotated[Path | None, typer.Option(help="PNG of the comparison.")] = None,
+) -> None:
+    """Measure the pilot's student. Example: python -m benchmarks.distill --rounds 5"""
+    begun = time.monotonic()
+    try:
+        settings = configuration(None).model_copy(update={"home": home.absolute()})
+        settings.home.mkdir(parents=True, exist_ok=True)
+        figures = measure(settings, steps, teacher_steps, rounds)
+    except (
+        CatalogError,
+        ConfigError,
+        DatasetError,
+        EvaluationError,
+        SuiteError,
+        TrainingError,
+    ) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    figures["wall_s"] = round(time.monotonic() - begun, 1)
+    if plot is not None:
+        draw(figures, plot)
+    print(json.dumps(figures), flush=True)
+
+
+def measure(
+    settings: Settings, steps: int | None, teacher_steps: int | None, rounds: int
+) -> dict[str, Any]:
+    """Everything in order; what is there already is found."""
+    store = ObjectStore(settings.objects)
+    say("pulling the base and building the pilot's data")
+    base = pull(settings, MODEL, store)
+    _, stored = helpdesk.build(store, seed=SEED)
+    helpdesk.build_prompts(store, seed=SEED)
+    suite = read(stored.path)
+    teacher = tuned_teacher(settings, store, base, teacher_steps)
+    changes: dict[str, Any] = {} if steps is None else {"max_steps": steps}
+    student = made(settings, store, STUDENT, {"teacher": str(teacher.path), **changes})
+    reference = made(
+        settings,
+        store,
+        REFERENCE,
+        {"teacher": MODEL, "prompts": None, "distillation": "sequence", **changes},
+    )
+    scores = {
+        who: judged(suite, store, who, item)
+        for who, item in ((TEACHER, teacher), (STUDENT, student), (REFERENCE, reference))
+    }
+    speed = engines(suite, teacher.path, student.path, rounds)
+    return {**quality(scores), **sizes(base, student), **speed, "n_test": len(suite.cases)}
+
+
+def tuned_teacher(
+    settings: Settings, store: ObjectStore, base: Object, steps: int | None
+) -> Object:
+    """A teacher tuned with the pilot's own arguments, folded into its base."""
+    config = load(finetune.DEFAULT_CONFIG, {} if steps is None else {"max_steps": steps})
+    wanted = config.model_dump(mode="json")
+    known = [item for item in store.list("adapters") if item.meta.get("config") == wanted]
+    if not known:
+        say("tuning the teacher")
+        finetune.tune(settings, config, f"{TEACHER}-{config.fingerprint()[:8]}")
+        known = [item for item in store.list("adapters") if item.meta.get("config") == wanted]
+    adapter = max(known, key=lambda item: item.created)
+    return merge(store, base, adapter.path, adapter.hash)
+
+
+def made(settings: Settings, store: ObjectStore, who: str, changes: dict[str, Any]) -> Object:
+    """The weights of a student, trained with the pilot's arguments and these changes."""
+    config = load_as(DistillConfig, distill.DEFAULT_CONFIG, {**changes, "adapter_name": who})
+    wanted = config.model_dump(mode="json")
+    for item in store.list(WEIGHTS):
+        if item.name == who and _same(item.meta.get("config"), wanted):
+            return item
+    say(f"training the {who.replace('-', ' ')}")
+    distill.run(settings, config, f"{who}-{config.fingerprint()[:8]}")
+    found = [item for item in store.list(WEIGHTS) if item.name == who]
+    return max(found, key=lambda item: item.created)
+
+
+def _same(one: dict[str, Any] | None, other: dict[str, Any]) -> bool:
+    """The stored arguments name the teacher's base as `model`; all else is as it was given."""
+    return one is not None and one | {"model": None} == other | {"model": None}
+
+
+def judged(suite: Suite, store: ObjectStore, who: str, weights: Object) -> Judged:
+    """The suite's verdict on whole weights."""
+    say(f"judging the {who.replace('-', ' ')}")
+    return judge(suite, TransformersAnswerer(weights.path, batch_size=32), store)
+
+
+def quality(scores: dict[str, Judged]) -> dict[str, Any]:
+    """Scores and what separates them, with paired 95 % intervals."""
+    teacher, student, reference = (scores[who].results for who in (TEACHER, STUDENT, REFERENCE))
+    lost, won = compare(teacher, student), compare(reference, student)
+    return {
+        "teacher_score": teacher.summary.accuracy,
+        "student_score": student.summary.accuracy,
+        "sft_student_score": reference.summary.accuracy,
+        "kept": student.summary.accuracy / max(teacher.summary.accuracy, 1e-9),
+        "student_minus_teacher": [lost.low, lost.difference, lost.high],
+        "student_minus_sft": [won.low, won.difference, won.high],
+    }
+
+
+def sizes(base: Object, student: Object) -> dict[str, Any]:
+    """Parameters of teacher and student."""
+    from safetensors import safe_open
+
+    def parameters(folder: Path) -> int:
+        total = 0
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, framework="pt") as stored:
+                for name in stored.keys():  # noqa: SIM118 - not a mapping
+                    size = 1
+                    for side in stored.get_slice(name).get_shape():
+                        size *= side
+                    total += size
+        return total
+
+    whole, part = parameters(base.path), parameters(student.path)
+    return {
+        "size_ratio": part / whole,
+        "teacher_parameters": whole,
+        "student_parameters": part,
+    }
+
+
+def engines(suite: Suite, teacher: Path, student: Path, rounds: int) -> dict[str, Any]:
+    """Both in vLLM, asked in turns: the task's own answers, long answers, and one at a time."""
+    chats = [case.chat for case in suite.cases]
+    found: dict[str, dict[str, list[float]]] = {}
+    with EngineProcess(teacher) as big, EngineProcess(student) as small:
+        pair = {"teacher": big, "student": small}
+        for number in range(rounds):
+            say(f"engine round {number + 1} of {rounds}")
+            part = _part(chats, number * CASES, CASES)
+            few = _part(chats, number * CASES + CASES // 2, 16)
+            order = list(pair.items()) if number % 2 == 0 else list(pair.items())[::-1]
+            for who, engine in order:
+                row = found.setdefault(who, {"task": [], "decode": [], "alone": []})
+                answers = suite.header.max_new_tokens
+                row["task"].append(engine.round(part, answers)["requests_per_s"])
+                row["decode"].append(engine.round(few, LONG, whole=True)["tokens_per_s"])
+                row["alone"].append(engine.round(few[:1], LONG, whole=True)["tokens_per_s"])
+        memory = {who: engine.ready for who, engine in pair.items()}
+    middle = {
+        who: {kind: statistics.median(values) for kind, values in row.items()}
+        for who, row in found.items()
+    }
+    ratios = {
+        kind: statistics.median(
+            fast / slow
+            for fast, slow in zip(found["student"][kind], found["teacher"][kind], strict=True)
+        )
+        for kind in ("task", "decode", "alone")
+    }
+    return {
+        "speedup": ratios["task"],
+        "speedup_decode": ratios["decode"],
+        "speedup_alone": ratios["alone"],
+        "teacher_engine": middle["teacher"] | memory["teacher"],
+        "student_engine": middle["student"] | memory["student"],
+    }
+
+
+def _part(chats: Sequence[Any], start: int, count: int) -> list[Any]:
+    return [chats[(start + at) % len(chats)] for at in range(count)]
+
+
+def draw(figures: dict[str, Any], path: Path) -> None:
+    """Scores and speeds as bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    names = ["teacher", "student", "same student,\nno teacher"]
+    values = [figures[key] for key in ("teacher_score", "student_score", "sft_student_score")]
+    bars = left.bar(names, values, color=["#555555", "#1f6f8b", "#bbbbbb"])
+    left.bar_label(bars, [f"{value:.1%}" for value in values])
+    left.axhline(0.95 * values[0], color="#c0392b", linewidth=1, linestyle="--")
+    left.set(title="Score (dashed: 95 % of the teacher)", ylim=(0, max(values) * 1.2))
+    ratios = [figures[key] for key in ("speedup", "speedup_decode", "speedup_alone")]
+    bars = right.bar(["the task", "decoding, 16 at once", "decoding, alone"], ratios)
+    right.bar_label(bars, [f"{value:.2f}x" for value in ratios])
+    right.axhline(1.8, color="#c0392b", linewidth=1, linestyle="--")
+    right.set(title="Student's speed over the teacher's", ylim=(0, max(ratios) * 1.2))
+    figure.savefig(path, dpi=120)
+    say(f"the plot is in {path}")
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
