@@ -2,13 +2,14 @@
 
     python -m benchmarks.semantic_cache --pairs FILE.csv [--embedder FOLDER] [--seed N]
 
-The CSV has `a,b,same` (and `kind`, if known). Half of the pairs calibrate the threshold, the other
-half measures; pairs that share a question stay on one side. The reference is a fixed cosine
-threshold on the same embedding, chosen on the calibration half for the rate of false hits that the
-cache has there. `bound` is the calibration's promise (upper 95 %), `test_bound` the same bound on
-the measured half. With too few pairs that differ nothing can be promised and a gateway would stay
-off: then `certified` is false and the figures are of the lowest threshold whose seen rate on the
-calibration half is within the limit.
+The CSV has `a,b,same` (and `kind`, if known). Each half of the pairs is measured with the threshold
+that the other half calibrated; pairs that share a question stay on one side. The reference is a
+fixed cosine threshold on the same embedding, chosen on the same half for the rate of false hits
+that the cache has there. `bound` is what a gateway calibrated with the whole file promises (upper
+95 %, valid for the pairs it was chosen on), `test_bound` the same bound on the pooled measurement.
+With too few pairs that differ nothing can be promised and a gateway would stay off: then
+`certified` is false, and the figures are of the lowest threshold whose seen rate on the calibrating
+half is within the limit.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from factory.config.cache import SemanticCache as Settings
 from factory.embedding import StaticEmbedder
 from factory.gateway.semantic import SemanticCache, calibrate
-from factory.gateway.semantic.calibrate import STEPS, upper_bound
+from factory.gateway.semantic.calibrate import STEPS, Calibration, upper_bound
 from factory.gateway.semantic.labelled import LabelledPair, PairsError, read_pairs
 from factory.gateway.semantic.score import PairModel
 
@@ -86,13 +87,13 @@ def static_threshold(cosines: NDArray[np.float64], same: NDArray[np.bool_], rate
 
 
 def loosest(scores: NDArray[np.float64], same: NDArray[np.bool_], rate: float) -> float:
-    """The lowest threshold with a seen rate of false hits of at most `rate`."""
-    best = STEPS[0]
+    """The lowest threshold with a seen rate of false hits of at most `rate`; inf if none."""
+    best = np.inf
     for step in STEPS:
         if (scores[~same] >= step).mean() > rate:
             break
         best = step
-    return best
+    return float(best)
 
 
 def timed(
@@ -138,31 +139,31 @@ def run(
     pairs: Sequence[LabelledPair], embedder: StaticEmbedder, settings: Settings, seed: int
 ) -> dict[str, Any]:
     """All figures of one file of pairs."""
-    first, second = halves(pairs, seed)
+    parts = halves(pairs, seed)
     model = PairModel(embedder)
-    _say(f"{len(pairs)} pairs: {len(first)} calibrate, {len(second)} test")
-    scores, cosines, same = scored(first, model, embedder)
-    calibration = calibrate(
-        scores, same, max_false_hits=settings.max_false_hits, confidence=settings.confidence
-    )
+    _say(f"{len(pairs)} pairs in halves of {len(parts[0])} and {len(parts[1])}")
+    measured = [scored(part, model, embedder) for part in parts]
+    whole = [np.concatenate(columns) for columns in zip(*measured, strict=True)]
+    calibration = _calibrated(whole[0], whole[2], settings)
     _say(calibration.reasons[0])
-    certified = calibration.threshold is not None
-    threshold = (
-        calibration.threshold
-        if calibration.threshold is not None
-        else loosest(scores, same, settings.max_false_hits)
-    )
-    seen = rates(scores >= threshold, same)[1]
-    cut = static_threshold(cosines, same, seen)
-    test_scores, test_cosines, truth = scored(second, model, embedder)
-    hit, static_hit = test_scores >= threshold, test_cosines >= cut
+    hits, static_hits = [], []
+    for (scores, cosines, same), (unseen, unseen_cosines, _) in zip(
+        measured, reversed(measured), strict=True
+    ):
+        found = _calibrated(scores, same, settings).threshold
+        threshold = loosest(scores, same, settings.max_false_hits) if found is None else found
+        hits.append(unseen >= threshold)
+        seen = rates(scores >= threshold, same)[1]
+        static_hits.append(unseen_cosines >= static_threshold(cosines, same, seen))
+    # The first measurement is of the second half, and the other way round.
+    tested = [*parts[1], *parts[0]]
+    truth = np.concatenate([measured[1][2], measured[0][2]])
+    hit, static_hit = np.concatenate(hits), np.concatenate(static_hits)
     hit_rate, false_hit_rate = rates(hit, truth)
     static_hit_rate, static_false_hit_rate = rates(static_hit, truth)
     wrong = int(hit[~truth].sum())
-    total, hits = (
-        Counter(p.kind for p in second),
-        Counter(p.kind for p, yes in zip(second, hit, strict=True) if yes),
-    )
+    total = Counter(pair.kind for pair in tested)
+    hit_kinds = Counter(pair.kind for pair, yes in zip(tested, hit, strict=True) if yes)
     _say("timing lookups")
     return {
         "hit_rate": round(hit_rate, 4),
@@ -170,17 +171,22 @@ def run(
         "bound": round(calibration.bound, 5),
         "static_hit_rate": round(static_hit_rate, 4),
         "static_false_hit_rate": round(static_false_hit_rate, 5),
-        "certified": certified,
+        "certified": calibration.threshold is not None,
         "test_bound": round(upper_bound(wrong, int((~truth).sum()), settings.confidence), 5),
-        "threshold": threshold,
-        "static_threshold": round(cut, 4),
-        "calibration_false_hit_rate": round(seen, 5),
-        "n_calibration": len(first),
-        "n_test": len(second),
-        "n_test_different": int((~truth).sum()),
-        "hits_by_kind": {kind: [hits[kind], total[kind]] for kind in sorted(total) if kind},
-        **timed(pairs, embedder, threshold),
+        "threshold": calibration.threshold,
+        "n": len(pairs),
+        "n_different": int((~truth).sum()),
+        "hits_by_kind": {kind: [hit_kinds[kind], total[kind]] for kind in sorted(total) if kind},
+        **timed(pairs, embedder, calibration.threshold or STEPS[-1]),
     }
+
+
+def _calibrated(
+    scores: NDArray[np.float64], same: NDArray[np.bool_], settings: Settings
+) -> Calibration:
+    return calibrate(
+        scores, same, max_false_hits=settings.max_false_hits, confidence=settings.confidence
+    )
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ def test_it_prints_one_object_with_the_fixed_keys(embedder: Path, tmp_path: Path
     assert found["certified"]
     assert found["false_hit_rate"] <= 0.01 >= found["bound"]
     assert found["hit_rate"] > found["static_hit_rate"]
-    assert "calibrate" in done.stderr
+    assert "halves" in done.stderr
 
 
 def test_a_missing_column_ends_with_one_sentence(embedder: Path, tmp_path: Path) -> None:

@@ -18,15 +18,22 @@ from itertools import combinations, pairwise
 
 from factory.gateway.semantic.lexicon import Lexicon
 from factory.gateway.semantic.reading import Reading, Word, read
-from factory.gateway.semantic.words import ALONE, CLASHES, DIRECTIONS, FUNCTION, OPPOSITES
+from factory.gateway.semantic.words import (
+    ALONE,
+    CLASHES,
+    DIRECTIONS,
+    FUNCTION,
+    OPPOSITES,
+    SYMMETRIC,
+)
 
-LEAST_KNOWN = 0.5
+LEAST_KNOWN = 0.6
 """Least share of known English words for the rules to be trusted."""
 
 MAX_WORDS = 40
 """Questions with more content words are matched only word for word."""
 
-_SPECIAL = frozenset({"time", "person", "count", "cost"})
+_SPECIAL = frozenset({"time", "duration", "person", "count", "cost"})
 """What a plain statement does not ask for, though it may well ask how or why."""
 _FIRST = frozenset(["i", "me", "my", "mine", "we", "us", "our", "ours", "myself"])
 _OTHERS = frozenset(["he", "him", "his", "she", "her", "hers", "they", "them", "their", "theirs"])
@@ -126,6 +133,7 @@ def _differences(a: Reading, b: Reading, alignment: Alignment, lexicon: Lexicon)
     yield from _opposites(a, b, lexicon)
     yield from _standing_alone(a, b)
     yield from _people_and_time(a, b)
+    yield from _supposed(a, b)
     yield from _scope(a, b, alignment)
     yield from _direction(a, b, alignment)
     yield from _replaced(a, b, alignment)
@@ -139,6 +147,13 @@ def _values(a: Reading, b: Reading) -> Iterator[str]:
         yield f"numbers differ: {_shown(a.numbers)} / {_shown(b.numbers)}"
     elif a.order != b.order and sorted(a.order) == sorted(b.order):
         yield f"in another order: {', '.join(a.order)} / {', '.join(b.order)}"
+    lemmas_a, lemmas_b = ({word.lemma for word in one.words} for one in (a, b))
+    for value, thing in a.counted:
+        for other, else_ in b.counted:
+            if value == other and thing != else_ and thing in lemmas_b and else_ in lemmas_a:
+                yield f"{value:g} of '{thing}' in one, of '{else_}' in the other"
+    if a.bounds != b.bounds:
+        yield f"limits differ: {', '.join(a.bounds) or 'none'} / {', '.join(b.bounds) or 'none'}"
     if a.literals != b.literals:
         odd = sorted(a.literals ^ b.literals)
         if any(literal not in a.text or literal not in b.text for literal in odd):
@@ -194,6 +209,21 @@ def _people_and_time(a: Reading, b: Reading) -> Iterator[str]:
             yield "one is about the future, the other about the past"
 
 
+def _supposed(a: Reading, b: Reading) -> Iterator[str]:
+    """ "Can I", "must I" and "should I" are three questions; "how can I" and "how do I" are one."""
+    if "procedure" in a.asks | b.asks:
+        return
+    kinds = {a.modality, b.modality}
+    plain = not {"yesno", "can"} & (a.asks | b.asks)
+    if len(kinds) == 2 and not ("" in kinds and (plain or "must" not in kinds)):
+        yield f"one asks what {a.modality or 'is'}, the other what {b.modality or 'is'}"
+    if a.tense and b.tense and a.tense != b.tense:
+        yield f"one is about the {a.tense}, the other about the {b.tense}"
+    for x, y in ((a.forms, b.forms), (b.forms, a.forms)):
+        if "or" in x - y and "and" in y - x:
+            yield "'or' in one, 'and' in the other"
+
+
 def _scope(a: Reading, b: Reading, alignment: Alignment) -> Iterator[str]:
     """The same number of negations, of different words."""
     if a.floating or b.floating or not a.negations:
@@ -223,6 +253,8 @@ def _direction(a: Reading, b: Reading, alignment: Alignment) -> Iterator[str]:
         )
         if x.role != y.role and (opposed or moved):
             yield f"'{x.raw}' is '{x.role or 'no'}' in one, '{y.role or 'no'}' in the other"
+    yield from _owner(a, b, alignment.pairs)
+    yield from _owner(b, a, tuple((j, i) for i, j in alignment.pairs))
     more_a, more_b = Counter(a.relations), Counter(b.relations)
     for x_word in more_a - more_b:
         for y_word in more_b - more_a:
@@ -233,35 +265,46 @@ def _direction(a: Reading, b: Reading, alignment: Alignment) -> Iterator[str]:
         yield "the same words, one with 'from'"
     if all(m > j for (_, j), (_, m) in pairwise(alignment.pairs)):
         return
+    symmetric = any(
+        a.words[i].lemma in SYMMETRIC and b.words[j].lemma in SYMMETRIC for i, j in alignment.pairs
+    )
     for (i, j), (k, m) in combinations(alignment.pairs, 2):
-        if m > j:
+        if m > j or symmetric:
             continue
         first_a, second_a, first_b, second_b = a.words[i], a.words[k], b.words[j], b.words[m]
         settled = _settled(first_a, first_b, second_a, second_b) or _settled(
             second_a, second_b, first_a, first_b
         )
         directed = {first_a.role, second_a.role, first_b.role, second_b.role} & DIRECTIONS
-        alike = _nominal(first_a, first_b) == _nominal(second_a, second_b)
-        # "plant roses" and "roses are planted": a changed form explains a changed place.
-        bent = first_a.raw != first_b.raw or second_a.raw != second_b.raw
-        if alike:
-            fine = bent or _compound(a, b, (i, k), (j, m))
-        else:
-            verb = (first_a, first_b) if first_a.acts else (second_a, second_b)
-            fine = any(_participle(word) for word in verb)
+        beside = _qualified(a.words, i, k) and _qualified(b.words, j, m)
+        fine = beside or _compound(a, b, (i, k), (j, m))
         if not settled and (directed or not fine):
             yield f"'{first_a.raw}' and '{second_a.raw}' changed places"
 
 
-def _nominal(in_a: Word, in_b: Word) -> bool:
-    """A noun, or a word that a preposition makes one: "of sleep"."""
-    return not in_a.acts or bool(in_a.role and in_b.role)
+def _owner(a: Reading, b: Reading, pairs: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """ "The pool in the gym" and "the pool has a gym": what is in what."""
+    if not {"have", "has", "had"} & (b.forms - a.forms):
+        return
+    for i, j in pairs:
+        if (i - 1, j - 1) in pairs and a.words[i].role in _INSIDE and not b.words[j].role:
+            yield f"'{a.words[i].raw}' has something in one, is had in the other"
+
+
+def _qualified(words: tuple[Word, ...], one: int, other: int) -> bool:
+    """A noun with its adjective beside it: "lost card", "my card is lost"."""
+    return abs(one - other) == 1 and words[one].qualifies != words[other].qualifies
 
 
 def _compound(a: Reading, b: Reading, places_a: tuple[int, int], places_b: tuple[int, int]) -> bool:
     """Whether one says "the X of Y" (or with, at, for, in) and the other "Y's X" or "the Y X"."""
     (i, k), (j, m) = places_a, places_b
     if a.dangling or b.dangling:
+        return False
+    if any(
+        a.words[x].acts and a.words[x].raw != b.words[y].raw
+        for x, y in zip(places_a, places_b, strict=True)
+    ):
         return False
     return _of_and_beside(a.words, (i, k), b.words, (m, j)) or _of_and_beside(
         b.words, (m, j), a.words, (i, k)
@@ -286,11 +329,6 @@ def _of_and_beside(
     )
 
 
-def _participle(verb: Word) -> bool:
-    """A form that may stand after what it is done to: "the roses planted"."""
-    return verb.raw != verb.lemma and not verb.raw.endswith("s")
-
-
 def _settled(in_a: Word, in_b: Word, other_a: Word, other_b: Word) -> bool:
     """Whether a preposition of its own holds the first word wherever it stands."""
     return (
@@ -304,6 +342,7 @@ def _settled(in_a: Word, in_b: Word, other_a: Word, other_b: Word) -> bool:
     )
 
 
+_INSIDE = frozenset({"in", "of", "at", "on"})
 _BELONGS = frozenset({"of", "with", "at", "for", "in", "on"})
 _ENDS = tuple(
     frozenset(pair.split("/"))

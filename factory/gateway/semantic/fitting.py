@@ -2,12 +2,13 @@
 
     python -m factory.gateway.semantic.fitting EMBEDDER_FOLDER
 
-The pairs come from two sources that ship with Python and with this project, none from a customer:
-the wordings of `examples.txt` with their slots filled, and first sentences of the standard
-library's documentation. A pair is the same when two wordings share a meaning; it differs when one
-side got another number, name, noun, verb, a negation, swapped ends, or when it is simply the
-neighbouring question. Pairs that the guard (`differences.py`) tells apart need no model, so the
-model learns only from what passes it. A fixed seed makes the file reproducible.
+The pairs come from three sources that ship with Python and with this project, none from a customer:
+questions written by hand (`alike.txt`), the wordings of `examples.txt` with their slots filled, and
+first sentences of the standard library's documentation. A pair is the same when two wordings share
+a meaning; it differs when one side got another number, name, noun, verb, a negation, swapped ends,
+or when it is simply the neighbouring question. Pairs that the guard (`differences.py`) tells apart
+need no model, so the model learns only from what passes it. A fixed seed makes the file
+reproducible.
 """
 
 from __future__ import annotations
@@ -237,12 +238,30 @@ def _common() -> list[str]:
     return list(json.loads(file.read_text("utf-8"))["common"].split())
 
 
+def handwritten(lines: Sequence[str]) -> Iterator[Pair]:
+    """Pairs of lines `one|same|same||other|other`: each wording against the first two."""
+    for line in lines:
+        same, _, other = line.strip().partition("||")
+        if not same or same.startswith("#"):
+            continue
+        first, *more = same.split("|")
+        for text in more:
+            yield Pair(first, text, True, "paraphrase")
+        for place, text in enumerate(other.split("|") if other else ()):
+            yield Pair(first, text, False, "alike")
+            if more:
+                yield Pair(more[place % len(more)], text, False, "alike")
+
+
 def training_pairs(embedder: StaticEmbedder, seed: int = 0) -> list[Pair]:
     """All pairs the model is fitted on."""
     rng = random.Random(seed)
     lexicon = Lexicon.default()
-    file = resources.files("factory.gateway.semantic").joinpath("examples.txt")
-    pairs = list(pairs_from(file.read_text("utf-8").splitlines(), SLOTS, rng))
+    shipped = resources.files("factory.gateway.semantic")
+    pairs = list(
+        pairs_from(shipped.joinpath("examples.txt").read_text("utf-8").splitlines(), SLOTS, rng)
+    )
+    pairs.extend(handwritten(shipped.joinpath("alike.txt").read_text("utf-8").splitlines()))
     for text in documented(rng):
         pairs.extend(reworded(text, embedder, lexicon, rng))
     return pairs

@@ -19,7 +19,24 @@ from factory.gateway.semantic.words import FUNCTION, OPPOSITES, SYNONYMS
 
 _PREFIXES = ("un", "in", "im", "ir", "il", "dis", "non", "de", "mis", "anti")
 _SUFFIXES = (
-    *("ization", "isation", "ations", "ation", "ment", "ments", "tions", "tion", "sion", "ance"),
+    *(
+        "ized",
+        "ised",
+        "izes",
+        "ises",
+        "izing",
+        "ising",
+        "ization",
+        "isation",
+        "ations",
+        "ation",
+        "ment",
+        "ments",
+        "tions",
+        "tion",
+        "sion",
+        "ance",
+    ),
     *("ence", "ities", "ity", "ness", "ally", "al", "ive", "ate", "able", "ible", "ly", "ize"),
     *("ise", "ing", "ed", "es", "ion", "ions", "y", "e", "s"),
 )
@@ -46,6 +63,7 @@ class Lexicon:
         self._antonyms = {frozenset(line.split()) for line in antonyms}
         self._irregular = irregular
         self._verbs = verbs
+        self._modifiers = modifiers
         self._ranks = {word: rank for rank, word in enumerate(common, start=1)}
         self._known = verbs | modifiers | self._ranks.keys() | groups.keys() | FUNCTION
 
@@ -119,6 +137,10 @@ class Lexicon:
     def acts(self, word: str) -> bool:
         """Whether it is chiefly a verb."""
         return word in self._verbs
+
+    def qualifies(self, word: str) -> bool:
+        """Whether it is chiefly an adjective or adverb."""
+        return word in self._modifiers
 
 
 _KEEP = frozenset({"left", "saw", "found", "ground", "better", "best", "worse", "worst", "more"})

@@ -11,8 +11,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from factory.gateway.semantic.asking import QUESTION_WORDS, refined
+from factory.gateway.semantic.asking import QUESTION_WORDS, modality, refined, tense
 from factory.gateway.semantic.lexicon import Lexicon
+from factory.gateway.semantic.voice import active
 from factory.gateway.semantic.words import (
     AUXILIARIES,
     CARRIERS,
@@ -60,6 +61,12 @@ _PERSONS = {
     for line in ("he him his", "she her hers", "they them their")
     for form in line.split()
 }
+_BOUNDS = frozenset(["before", "after", "since", "until", "within", "by", "to", "from"])
+_ROMAN = {"II": 2, "III": 3, "IV": 4, "VI": 6, "VII": 7, "VIII": 8, "IX": 9, "XI": 11, "XII": 12}
+_BESIDE = frozenset(
+    "a an the my your his her our their this any every each is are was were be been".split()  # noqa: SIM905
+)
+"""Words before a participle that stands as an adjective."""
 _SAME_ROLE = {"into": "to", "onto": "to", "using": "with"}
 
 
@@ -79,6 +86,8 @@ class Word:
     """Whether a negation stands right before it."""
     acts: bool
     """Whether it is chiefly a verb."""
+    qualifies: bool
+    """Whether it is an adjective or adverb, or a participle that may stand as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +100,12 @@ class Reading:
     """All words in lower case and base form, function words included."""
     numbers: tuple[tuple[float, str], ...]
     """Numbers with their units, sorted; dates and months count as numbers."""
+    counted: tuple[tuple[float, str], ...]
+    """Numbers without a unit, each with the content word after it."""
     order: tuple[str, ...]
     """Numbers (not of dates) and persons spoken of, as they come."""
+    bounds: tuple[str, ...]
+    """What limits: before, after, until, since a number or a day, and what "only" stands before."""
     literals: frozenset[str]
     """Quoted strings, addresses, file names, identifiers, in lower case."""
     names: frozenset[str]
@@ -108,9 +121,13 @@ class Reading:
     relations: tuple[str, ...]
     """Prepositions of direction (not the "to" before a verb), sorted."""
     asks: frozenset[str]
-    """What is asked: reason, time, person, place, quantity, procedure, can, yesno, thing."""
+    """What is asked: see `asking.refined`."""
+    modality: str
+    """What the question supposes: `must`, `may`, `should`, or empty."""
+    tense: str
+    """`past` or `present` by the auxiliary that opens the question, or empty."""
     known: float
-    """Share of the words that the lexicon knows."""
+    """Share of the words that the lexicon knows, names left out."""
     text: str
     """Lower case, single spaces, without the final mark."""
 
@@ -123,9 +140,14 @@ def read(text: str, lexicon: Lexicon | None = None) -> Reading:
     spoken = text
     for pattern, replacement in _PHRASES:
         spoken = pattern.sub(replacement, spoken)
+    spoken = active(spoken, lexicon)
+    end = 0
     for match in _TOKEN.finditer(spoken):
         kind = match.lastgroup or ""
+        reader.unread(spoken[end : match.start()])
         reader.take(kind, match.group(kind))
+        end = match.end()
+    reader.unread(spoken[end:])
     plain, heard = (" ".join(one.lower().split()).rstrip(" .?!") for one in (text, spoken))
     return reader.reading(plain, heard)
 
@@ -148,6 +170,8 @@ class _Reader:
         self.forms: set[str] = set()
         self.numbers: list[tuple[float, str]] = []
         self.literals: set[str] = set()
+        self.bounds: list[str] = []
+        self.counted: list[tuple[float, str]] = []
         self.names: set[str] = set()
         self.negations = 0
         self.floating = False
@@ -161,10 +185,16 @@ class _Reader:
         self._negated = False
         self._start = True
         self._before = ""
+        self._only = False
+        self._numbered = 0
         self._spoken: float | None = None
         self._awaits_unit = False
         self._place = -1
         self._known = self._seen = 0
+
+    def unread(self, gap: str) -> None:
+        """Digits that no token has taken must agree literally."""
+        self.literals.update(re.findall(r"\d+", gap))
 
     def take(self, kind: str, token: str) -> None:
         if kind == "stop":
@@ -183,6 +213,7 @@ class _Reader:
         elif kind == "date":
             self._date(token)
         elif kind == "clock":
+            self._bound()
             self.numbers.append((float(token.replace(":", ".", 1).split(":")[0]), ""))
             self._awaits_unit = True
         elif kind == "code" and token.lower().replace("-", "").isalpha() and token[0] != "-":
@@ -194,6 +225,11 @@ class _Reader:
             if kind == "quote":
                 self.forms.update(re.findall(r"\w+", token.lower()))
         self._start, self._before = False, ""
+
+    def _bound(self) -> None:
+        bound = {"till": "until"}.get(self._before, self._before)
+        if bound in _BOUNDS:
+            self.bounds.append(bound)
 
     def _figure(self, token: str) -> None:
         match = _NUMBER.fullmatch(token)
@@ -214,17 +250,26 @@ class _Reader:
             unit = "th"
         if self.words and self.words[-1].raw == "number" == self._before:
             self.words.pop()
+        if not unit and "." in digits and digits.endswith("0"):
+            # Version 2.10 is not version 2.1.
+            self.literals.add(digits)
+        self._bound()
         self.numbers.append((value, unit))
         self._awaits_unit = not unit
         self._negated = False
 
     def _date(self, token: str) -> None:
+        self._bound()
         for part in re.split(r"[-/.]", token):
             self.numbers.append((float(part), ""))
 
     def _word(self, token: str, clitic: bool) -> None:
         raw = token.lower()
         if not raw:
+            return
+        if token in _ROMAN and self._before:
+            self._end_number()
+            self.numbers.append((float(_ROMAN[token]), ""))
             return
         self._place += not clitic
         if (clitic and raw == "t") or raw in NEGATIONS:
@@ -247,6 +292,7 @@ class _Reader:
             and not clitic
             and (not self._start or (token.isupper() and len(token) > 1))
             and raw != "i"
+            and raw not in UNITS
         )
         if raw == "me" or (raw == "us" and not named):
             self.addressed |= self._before not in CARRIERS and self._before not in GIVERS
@@ -271,7 +317,8 @@ class _Reader:
 
     def _content(self, raw: str, named: bool) -> None:
         lemma = raw if named else self.lexicon.lemma(raw)
-        self._known += self.lexicon.knows(raw) or named
+        self._known += not named and self.lexicon.knows(raw)
+        self._seen -= named
         if named:
             self.names.add(raw)
         self.forms.add(lemma)
@@ -279,12 +326,22 @@ class _Reader:
         infinitive = acts and self._role == "to" and self._before in ("to", "be")
         infinitive = infinitive and (raw == lemma or self._before == "be")
         role = "" if infinitive else _SAME_ROLE.get(self._role, self._role)
-        self.words.append(Word(raw, lemma, self.lexicon.weight(lemma), role, self._negated, acts))
+        bent = acts and raw != lemma and not raw.endswith(("s", "ing"))
+        bent = bent and self._before in _BESIDE
+        qualifies = not named and (bent or self.lexicon.qualifies(lemma))
+        weight = self.lexicon.weight(lemma)
+        if len(self.numbers) > self._numbered and not self.numbers[-1][1]:
+            self.counted.append((self.numbers[-1][0], lemma))
+        self._numbered = len(self.numbers)
+        if self._only:
+            self.bounds.append(f"only {lemma}")
+        self._only = raw == "only"
+        self.words.append(Word(raw, lemma, weight, role, self._negated, acts, qualifies))
         self._negated = False
         if infinitive:
             self._relation = ""
         self._end_relation()
-        if acts:
+        if acts or (raw != lemma and raw.endswith("ing")):
             self._role = ""
 
     def _end_relation(self) -> None:
@@ -330,10 +387,12 @@ class _Reader:
             return True
         if raw in MONTHS and raw not in ("mar", "dec", "sep"):
             self._end_number()
+            self._bound()
             self.numbers.append((float(MONTHS[raw]), "month"))
             return True
         if raw.rstrip("s") in DAYS:
             self._end_number()
+            self._bound()
             self.literals.add(raw.rstrip("s"))
             return True
         return False
@@ -360,10 +419,16 @@ class _Reader:
             words=tuple(word for word in self.words if word.lemma not in implied),
             forms=frozenset(self.forms),
             numbers=tuple(sorted(self.numbers)),
+            counted=tuple(self.counted),
             order=(
-                *(f"{value:g}" for value, unit in self.numbers if unit not in ("th", "month")),
+                *(
+                    f"{value:g}{unit}"
+                    for value, unit in self.numbers
+                    if unit not in ("th", "month")
+                ),
                 *self.persons,
             ),
+            bounds=tuple(sorted(self.bounds)),
             literals=frozenset(self.literals),
             names=frozenset(self.names),
             negations=self.negations,
@@ -372,6 +437,8 @@ class _Reader:
             dangling=self.dangling,
             relations=tuple(sorted(self.relations)),
             asks=asks,
+            modality=modality(heard),
+            tense=tense(heard),
             known=self._known / self._seen if self._seen else 1.0,
             text=plain,
         )

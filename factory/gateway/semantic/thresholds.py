@@ -27,6 +27,7 @@ KIND: Final = "semantic"
 _PARTS = (
     *("weights.json", "lexicon.json", "words.txt"),
     *("asking.py", "differences.py", "lexicon.py", "reading.py", "score.py"),
+    "voice.py",
 )
 
 

@@ -51,6 +51,7 @@ AUXILIARIES = _words("auxiliaries")
 MEASURES = _words("measures")
 GIVERS = _words("givers")
 DIRECTIONS = _words("directions")
+SYMMETRIC = _words("symmetric")
 ROLES = DIRECTIONS | _words("roles")
 
 OPPOSITES = _opposites()
@@ -66,11 +67,11 @@ IMPLIED = {line.split()[0]: frozenset(line.split()[1:]) for line in _SECTIONS["i
 """Kind of question to the words that it makes superfluous."""
 
 PHRASES = tuple(
-    (pattern, replacement.strip())
+    (pattern, replacement.strip().replace("_", " "))
     for line in _SECTIONS["phrases"]
     for pattern, _, replacement in [line.partition(" =>")]
 )
-"""(pattern, replacement) of phrases that count as one word."""
+"""(pattern, replacement) of phrases that count as one word; `_` in a replacement is a space."""
 
 NUMBERS = {word: int(line.split()[0]) for line in _SECTIONS["numbers"] for word in line.split()[1:]}
 """Number word to value."""

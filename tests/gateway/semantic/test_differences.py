@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from factory.gateway.semantic.calibrate import STEPS
 from factory.gateway.semantic.differences import same
+from factory.gateway.semantic.fitting import handwritten
 from factory.gateway.semantic.labelled import read_pairs
 from factory.gateway.semantic.reading import read
 from factory.gateway.semantic.score import PairModel
@@ -73,6 +74,34 @@ DIFFERENT = {
         ("Who signed the contract?", "When was the contract signed?"),
         ("How many tickets are there?", "How much are the tickets?"),
         ("Will I be charged?", "Was I charged?"),
+        ("Where can I park near the stadium?", "When can I park near the stadium?"),
+        ("How long is the course?", "When is the course?"),
+        ("How often should I water it?", "How much should I water it?"),
+        ("When does the shop open?", "At what time did the shop open?"),
+        ("Who is the director?", "Who will be the director?"),
+        ("What does HTTP 404 mean?", "What does HTTP 404 cost?"),
+    ],
+    "what is supposed": [
+        ("Can a tenant sue the landlord?", "Must a tenant sue the landlord?"),
+        ("Should I buy bonds?", "Can I buy bonds?"),
+        ("Only admins can delete projects?", "Can admins only delete projects?"),
+    ],
+    "who does it to whom": [
+        ("Did the manager fire the employee?", "Was the manager fired by the employee?"),
+        ("What did the cat chase?", "What was the cat chased by?"),
+        ("Can I pay with PayPal?", "Can I get paid with PayPal?"),
+        ("Is there a pool in the gym?", "Does the pool have a gym?"),
+        ("Get a refund for a cancelled order", "Cancel a refund order"),
+    ],
+    "limits": [
+        ("Files modified after March 2023", "Files modified in March 2023"),
+        ("More than 40 hours a week?", "Exactly 40 hours a week?"),
+        ("Why did it drop by 5 percent?", "Why did it drop to 5 percent?"),
+        ("What do I do when it beeps?", "What do I do before it beeps?"),
+        ("a 10-year loan", "a 15-year loan"),
+        ("Is version 2.10 out?", "Is version 2.1 out?"),
+        ("Is 1 mile longer than 1 km?", "Is 1 km longer than 1 mile?"),
+        ("How many calories have 2 eggs?", "How many eggs have 2 calories?"),
     ],
 }
 
@@ -87,6 +116,15 @@ ALIKE = [
     ("What is the capital of Peru?", "What's Peru's capital?"),
     ("When will my parcel arrive?", "How long until my parcel arrives?"),
     ("Send 1,500 euros", "send €1500"),
+    ("Is water damage covered by insurance?", "Does insurance cover water damage?"),
+    ("How can PDF be converted to CSV?", "How do I convert PDF to CSV?"),
+    ("By whom was Hamlet written?", "Who wrote Hamlet?"),
+    ("Has YouTube been bought by Google?", "Did Google buy YouTube?"),
+    ("How tall is the tower?", "What is the height of the tower?"),
+    ("When did World War II end?", "When did World War 2 end?"),
+    ("Must I have a visa?", "Is a visa required?"),
+    ("a 10-year loan", "a loan of ten years"),
+    ("How do REST and GraphQL differ?", "How does GraphQL differ from REST?"),
 ]
 
 
@@ -113,6 +151,33 @@ def test_no_handwritten_look_alike_passes_and_many_paraphrases_do(letters: Lette
     hits = [pair for pair in pairs if model.compare(pair.a, pair.b).score >= STEPS[-1]]
     assert [pair for pair in hits if not pair.same] == []
     assert len(hits) > 0.5 * sum(pair.same for pair in pairs)
+
+
+def test_questions_of_other_subjects_by_hand(letters: Letters) -> None:
+    """Written after the rules; what they got wrong was mended, so this only guards against loss."""
+    model = PairModel(letters)
+    lines = Path(__file__).with_name("alike.txt").read_text("utf-8").splitlines()
+    pairs = list(handwritten(lines))
+    hits = [pair for pair in pairs if model.compare(pair.a, pair.b).score >= STEPS[-1]]
+    assert [pair for pair in hits if not pair.same] == []
+    assert len(hits) > 0.5 * sum(pair.same for pair in pairs)
+
+
+NOT_ENGLISH = [
+    ("Puis-je payer avec une carte ?", "Puis-je payer sans une carte ?"),
+    ("¿Puedo cancelar el pedido antes del envío?", "¿Puedo cancelar el pedido después del envío?"),
+    ("Wann kommt der Zug in Berlin an?", "Wann fährt der Zug in Berlin ab?"),
+    ("Posso usare la carta in Italia?", "Non posso usare la carta in Italia?"),
+    ("Czy mogę anulować zamówienie?", "Czy nie mogę anulować zamówienia?"),
+    ("我可以取消订单吗", "我不可以取消订单吗"),
+    ("注文をキャンセルできますか", "注文をキャンセルできませんか"),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), NOT_ENGLISH, ids=str)
+def test_other_languages_never_hit_falsely(a: str, b: str) -> None:
+    assert not same(a, b).same
+    assert same(a, a.upper() if a.isascii() else a).same
 
 
 def test_the_reason_names_what_differs() -> None:
