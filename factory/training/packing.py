@@ -25,7 +25,13 @@ NAME = "factory_packed"
 """What a model calls this attention."""
 
 _WASTE = 1.35
-"""How much longer than its shortest conversation a group's longest may be."""
+"""How much longer than its shortest conversation a group's longest may be, beyond `_SHORT`."""
+
+_SHORT = 128
+"""Conversations up to this many tokens are one group: padding costs less than another call."""
+
+_FEW = 512
+"""Up to this many keys plain matrix products beat the fused kernel on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +55,7 @@ class Layout:
     """Where the conversations of a packed row begin and end."""
 
     groups: tuple[Group, ...]
-    order: torch.Tensor
+    order: torch.Tensor | None
     """Puts the groups' tokens, one group after the other, back into the row's order."""
     shared: int
     """Tokens at the row's beginning that every conversation sees."""
@@ -64,24 +70,27 @@ class Layout:
         for part in alike(lengths):
             groups.append(_group([(starts[at], lengths[at]) for at in part], sees_shared=True))
         rows = torch.cat([group.gather[group.keep] for group in groups])
-        return cls(tuple(groups), torch.argsort(rows), shared)
+        order = torch.argsort(rows)
+        in_order = torch.equal(order, torch.arange(len(order)))
+        return cls(tuple(groups), None if in_order else order, shared)
 
     def to(self, device: torch.device) -> Layout:
         """The same on a device."""
         groups = tuple(group.to(device) for group in self.groups)
-        return replace(self, groups=groups, order=self.order.to(device))
+        order = None if self.order is None else self.order.to(device)
+        return replace(self, groups=groups, order=order)
 
 
 def alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices grouped so that no group's longest is over `_WASTE` times its shortest."""
+    """Indices grouped by length: no padding worth the name, and as few groups as that allows."""
     order = sorted(range(len(lengths)), key=lambda at: (lengths[at], at))
     groups: list[list[int]] = []
     for at in order:
-        if groups and lengths[at] <= _WASTE * lengths[groups[-1][0]] + 8:
+        if groups and lengths[at] <= max(_SHORT, _WASTE * lengths[groups[-1][0]]):
             groups[-1].append(at)
         else:
             groups.append([at])
-    return groups
+    return [sorted(group) for group in groups]
 
 
 def _group(spans: Sequence[tuple[int, int]], sees_shared: bool) -> Group:
@@ -124,21 +133,53 @@ def attend(
         if seen:
             keys, values = _behind(k, seen, keys), _behind(v, seen, values)
         mask = _mask(group.longest, seen, sliding_window, q.device)
-        out = scaled_dot_product_attention(
-            asked,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scaling,
-            dropout_p=dropout,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
+        scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+        few = q.device.type == "cpu" and keys.shape[2] <= _FEW
+        out = (_by_matrices if few else _fused)(asked, keys, values, mask, scale, dropout)
         flat = out.transpose(1, 2).reshape(-1, *q.shape[1:])
         parts.append(flat if len(group.keep) == len(flat) else flat.index_select(0, group.keep))
-    if len(parts) == 1:
-        return parts[0][None], None
-    return torch.cat(parts).index_select(0, layout.order)[None], None
+    row = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return (row if layout.order is None else row.index_select(0, layout.order))[None], None
+
+
+def _fused(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    dropout: float,
+) -> torch.Tensor:
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        dropout_p=dropout,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _by_matrices(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    dropout: float,
+) -> torch.Tensor:
+    """The same by plain matrix products, heads that share keys stacked instead of repeated."""
+    count, heads, length, width = query.shape
+    stacked = query.reshape(count, key.shape[1], -1, width)
+    scores = (stacked * scale) @ key.transpose(2, 3)
+    if mask is None:
+        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    hidden = ~mask.repeat(heads // key.shape[1], 1)
+    weights = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1)
+    weights = torch.nn.functional.dropout(weights, dropout, training=dropout > 0)
+    return (weights @ value).view(count, heads, length, width)
 
 
 def _pick(item: torch.Tensor, group: Group) -> torch.Tensor:

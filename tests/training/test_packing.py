@@ -1,4 +1,3 @@
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -6,19 +5,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from factory.training import packing
 from factory.training.errors import TrainingError
 from factory.training.packing import Layout, alike, attend
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=9)
 
 
-@given(lengths=LENGTHS)
+@given(lengths=st.lists(st.integers(1, 2000), min_size=1, max_size=20))
 def test_groups_hold_every_conversation_once_and_similar_ones_together(lengths: list[int]) -> None:
     groups = alike(lengths)
     assert sorted(at for group in groups for at in group) == list(range(len(lengths)))
     for group in groups:
         sizes = [lengths[at] for at in group]
-        assert max(sizes) <= 1.35 * min(sizes) + 8
+        assert max(sizes) <= max(packing._SHORT, packing._WASTE * min(sizes))
 
 
 def alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
@@ -32,9 +32,15 @@ def alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None)
 
 
 @settings(max_examples=30, deadline=None)
-@given(lengths=LENGTHS, shared=st.integers(0, 20), window=st.sampled_from([None, 3, 30]))
+@given(
+    lengths=LENGTHS,
+    shared=st.integers(0, 20),
+    window=st.sampled_from([None, 3, 30]),
+    few=st.sampled_from([0, 512]),
+    short=st.sampled_from([1, 128]),
+)
 def test_a_conversation_sees_itself_and_the_shared_beginning_only(
-    lengths: list[int], shared: int, window: int | None
+    lengths: list[int], shared: int, window: int | None, few: int, short: int
 ) -> None:
     torch.manual_seed(len(lengths))
     total = shared + sum(lengths)
@@ -42,13 +48,11 @@ def test_a_conversation_sees_itself_and_the_shared_beginning_only(
         name: torch.randn(1, heads, total, 8, requires_grad=True)
         for name, heads in (("q", 4), ("k", 2), ("v", 2))
     }
-    out, _ = attend(
-        SimpleNamespace(),
-        *row.values(),
-        None,
-        layout=Layout.of(lengths, shared),
-        sliding_window=window,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_FEW", few)
+        patch.setattr(packing, "_SHORT", short)
+        layout = Layout.of(lengths, shared)
+        out, _ = attend(None, *row.values(), None, layout=layout, sliding_window=window)
     weight = torch.randn_like(out)
     packed = torch.autograd.grad((out * weight).sum(), list(row.values()))
     at, expected = shared, []
@@ -69,4 +73,4 @@ def test_a_model_with_other_attention_is_refused(odd: dict[str, Any]) -> None:
     row = torch.zeros(1, 2, 4, 8)
     arguments: dict[str, Any] = {"attention_mask": None, **odd}
     with pytest.raises(TrainingError, match="another base model"):
-        attend(SimpleNamespace(), row, row, row, layout=Layout.of([4]), **arguments)
+        attend(None, row, row, row, layout=Layout.of([4]), **arguments)
