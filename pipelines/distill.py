@@ -274,7 +274,7 @@ def _train(
         gpu = resources.get("GPU", 0) >= config.num_workers
         seen = max((point["step"] for point in folder.points()), default=0)
         with Watch(folder, [Bar(sys.stderr), tracked], after=seen):
-            return launch(task, cpus, gpu, distill.work, DistillConfig)
+            return launch(task, cpus, gpu, work=distill.run_distillation, kind=DistillConfig)
 
 
 def _check_vocabulary(teacher: Path, student: Path) -> None:

@@ -228,7 +228,7 @@ def _tune(settings: Settings, job: Job, say: Say) -> dict[str, Any]:
     params = job.config.model_dump()
     tracked = Tracked.start(settings.mlflow_uri, job.adapter, job.run, params, job.origin)
     try:
-        summary = _train(job, tracked)
+        summary = _train(job, tracked, say)
         stored = store_adapter(ObjectStore(settings.objects), job, tracked.run_id)
     except BaseException as error:
         tracked.fail(str(error) or type(error).__name__)
@@ -248,7 +248,7 @@ def _tune(settings: Settings, job: Job, say: Say) -> dict[str, Any]:
     }
 
 
-def _train(job: Job, tracked: Tracked) -> Summary:
+def _train(job: Job, tracked: Tracked, say: Say) -> Summary:
     import ray
 
     with ray_cluster():
@@ -257,7 +257,7 @@ def _train(job: Job, tracked: Tracked) -> Summary:
         gpu = resources.get("GPU", 0) >= job.config.num_workers
         seen = max((point["step"] for point in job.run.points()), default=0)
         with Watch(job.run, [Bar(sys.stderr), tracked], after=seen):
-            return launch(job.task(cpus), cpus, gpu)
+            return launch(job.task(cpus), cpus, gpu, say=say)
 
 
 def store_adapter(store: ObjectStore, job: Job, run_id: str) -> Object:

@@ -29,6 +29,11 @@ _ENDING = {
     "eval_samples",
     "cpus_per_worker",
     "adapter_name",
+    "checkpoint_url",
+    "max_failures",
+    "max_preemption_failures",
+    "max_tokens",
+    "gradient_checkpointing",
 }
 """Fields that may change when a run is resumed."""
 
@@ -106,6 +111,12 @@ class TrainConfig(BaseModel):
     """Optimizer steps between two checkpoints."""
     save_total_limit: int = Field(default=2, ge=2)
     """Checkpoints kept; at least two, so that a damaged one is no loss."""
+    checkpoint_url: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9+.-]*://.+")
+    """Where a copy of each checkpoint goes, such as `s3://bucket/run`; none keeps it in the run."""
+    max_failures: int = Field(default=2, ge=0)
+    """Failures in a row without a new checkpoint after which a run stops."""
+    max_preemption_failures: int = Field(default=-1, ge=-1)
+    """Nodes lost or taken away that a run survives; -1 is no limit."""
     logging_steps: int = Field(default=5, ge=1)
     """Optimizer steps between two points of the loss curve."""
     eval_samples: int = Field(default=64, ge=0)

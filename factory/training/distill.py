@@ -1,7 +1,7 @@
 """Distilling a teacher into a student: its arguments, and what a worker does with them.
 
     config = load_as(DistillConfig, Path("distill.yaml"), {"student_layers": 10})
-    summary = launch(task, cpus=2, work=distill.work, kind=DistillConfig)
+    summary = launch(task, cpus=2, work=run_distillation, kind=DistillConfig)
 
 The trainer is the one of every tuning run; a student differs in its loss (`distillation.py`), in
 being trained whole, and in keeping its embeddings.
@@ -9,9 +9,8 @@ being trained whole, and in keeping its embeddings.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -23,7 +22,7 @@ from factory.training.loop import Data, Peers, Summary, fit
 from factory.training.objective import Objective
 from factory.training.run import RunFolder
 from factory.training.student import How
-from factory.training.train import Task, load_data, ray_peers
+from factory.training.train import Task, load_data
 
 ALL_OF_IT = "a student is small, and all of it has to make up for the layers it lost"
 
@@ -107,8 +106,3 @@ def _loss(config: DistillConfig, folder: Path, data: Data) -> FromTeacher:
         ce_weight=config.ce_weight,
         beta=config.beta,
     )
-
-
-def work(values: dict[str, Any]) -> dict[str, Any]:
-    """What a Ray Train worker does, given the fields of a `Task`."""
-    return asdict(run_distillation(Task(**values), ray_peers()))

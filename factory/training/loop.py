@@ -27,7 +27,7 @@ from factory.training.batches import Sampler
 from factory.training.chat import Sample, collate, passes
 from factory.training.checkpoint import Counters, State
 from factory.training.config import TrainConfig
-from factory.training.errors import TrainingError
+from factory.training.errors import Interrupted, TrainingError
 from factory.training.loss import CrossEntropy
 from factory.training.objective import Objective
 from factory.training.run import RunFolder
@@ -35,6 +35,9 @@ from factory.training.schedule import Schedule
 
 _MEMORY = 0.9
 """Weight of the past in the running mean of the loss."""
+
+_DIVERGED = 1.5
+"""How far above a random guess (and above the run's own best) a mean loss means divergence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,13 @@ class Peers:
     gather: Callable[[torch.Tensor], list[torch.Tensor]] = lambda tensor: [tensor]
     distribute: Callable[[nn.Module], nn.Module] = lambda module: module
     saved: Callable[[Counters], None] = lambda _: None
-    """Told after each checkpoint."""
+    """Told when a checkpoint is on its way to disk."""
+    notice: Callable[[], str | None] = lambda: None
+    """Why this place must be left soon, or None; the same answer on every worker."""
+    place: str = ""
+    """Name of the node, for the record."""
+    load_s: float = 0.0
+    """Seconds that loading model and data took, for the record."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +85,8 @@ class Summary:
     """Share of sampled examples whose learned tokens are all the likeliest ones."""
     stopped: str
     """Why training ended."""
+    lost: int = 0
+    """Steps that were trained again because no checkpoint held them, over all starts."""
     damaged: tuple[str, ...] = ()
     """Checkpoints that were passed over on resuming, and what is wrong with them."""
 
@@ -96,13 +107,17 @@ def fit(
     the train split and returns a loss summed over learned tokens, and a hit by example. The
     validation split is always scored with plain cross-entropy. The model ends trained; the run
     folder holds checkpoints and the curve.
-    Raises `TrainingError` for a loss that is no number, a run started with other arguments, and
-    a run that would not take a single step.
+    Raises `TrainingError` for a loss that is no number or far from where it began, a run started
+    with other arguments, and a run that would not take a single step; `Interrupted` when the
+    place must be left, after a checkpoint.
     """
     if not data.train:
         raise TrainingError("the train split is empty; there is nothing to learn")
     loop = _Loop(config, model, data, run, fingerprint, peers, clock, objective)
-    return loop.go()
+    try:
+        return loop.go()
+    finally:
+        loop.writer.close()
 
 
 class _Loop:
@@ -119,6 +134,9 @@ class _Loop:
     ) -> None:
         self.config, self.data, self.run, self.peers, self.clock = config, data, run, peers, clock
         self.fingerprint = fingerprint
+        self.writer = checkpoint.Writer(
+            run.checkpoints, config.save_total_limit, config.checkpoint_url
+        )
         self.trained = adapter.trainable(model)
         self.autocast = torch.bfloat16 if config.bf16 and not config.use_peft else None
         plain = Objective(model, CrossEntropy(config.label_smoothing_factor), self.autocast)
@@ -128,6 +146,7 @@ class _Loop:
         self.optimizer = torch.optim.AdamW(
             self.trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
+        self.vocabulary = int(model.config.vocab_size)
         self.schedule = Schedule.plan(config, len(data.train))
         self.sampler = Sampler(
             lengths=tuple(len(sample.ids) for sample in data.train),
@@ -146,13 +165,20 @@ class _Loop:
         saved = now.step
         while (stopped := self.schedule.done(now.step, now.elapsed)) is None:
             now = self._step(now, start)
-            if now.step % self.config.save_steps == 0:
+            notice = self.peers.notice()
+            if notice or now.step % self.config.save_steps == 0:
                 self._save(now)
                 saved = now.step
+            if notice:
+                self.writer.flush()
+                if self.peers.rank == 0:
+                    self.run.leave(time.time())
+                raise Interrupted(now.step, notice)
         if now.step == 0:
             raise TrainingError("no optimizer step was taken; give more steps or more time")
         if saved != now.step:
             self._save(now)
+        self.writer.flush()
         loss, accuracy = self._validate()
         return Summary(
             steps=now.step,
@@ -165,12 +191,17 @@ class _Loop:
             validation_loss=loss,
             validation_accuracy=accuracy,
             stopped=stopped,
+            lost=sum(start["lost"] for start in self.run.starts()),
             damaged=damaged,
         )
 
     def _resume(self) -> tuple[Counters, tuple[str, ...]]:
         folder = self.run.checkpoints
-        state, damaged = checkpoint.newest(folder, self.peers.size)
+        damaged: tuple[str, ...] = ()
+        if self.config.checkpoint_url:
+            damaged = checkpoint.fetch(folder, self.config.checkpoint_url, self.peers.size)
+        state, here = checkpoint.newest(folder, self.peers.size)
+        damaged += here
         now = state.counters if state else Counters()
         if state is not None:
             if state.fingerprint != self.fingerprint:
@@ -180,8 +211,19 @@ class _Loop:
                 )
             checkpoint.restore(state, self.optimizer, self.trained, self.peers.rank)
         if self.peers.rank == 0:
-            self.run.rewind(now.step)
+            lost = self.run.rewind(now.step)
             checkpoint.discard_after(folder, now.step)
+            self.run.started(
+                {
+                    "at": time.time(),
+                    "place": self.peers.place,
+                    "resumed_from": now.step,
+                    "lost": lost,
+                    "workers": self.peers.size,
+                    "load_s": self.peers.load_s,
+                    "left_at": self.run.left(),
+                }
+            )
         return now, damaged
 
     def _step(self, now: Counters, start: float) -> Counters:
@@ -212,14 +254,20 @@ class _Loop:
                 f"the loss is {mean} and the gradient {norm} at step {now.step + 1}; "
                 "lower learning_rate, or look for broken examples"
             )
+        recent = mean if now.step == 0 else _MEMORY * now.recent_loss + (1 - _MEMORY) * mean
+        if recent > _DIVERGED * max(math.log(self.vocabulary), now.best_loss):
+            raise TrainingError(
+                f"the run has diverged: its loss is {recent:.2f} at step {now.step + 1}, and "
+                f"guessing at random would be {math.log(self.vocabulary):.2f}; lower learning_rate"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
-        recent = mean if now.step == 0 else _MEMORY * now.recent_loss + (1 - _MEMORY) * mean
         after = Counters(
             step=now.step + 1,
             elapsed=elapsed,
             tokens=now.tokens + int(tokens_sum),
             recent_loss=recent,
+            best_loss=recent if now.step == 0 else min(now.best_loss, recent),
         )
         self._record(after, mean, rate, norm / self.peers.size)
         return after
@@ -248,15 +296,20 @@ class _Loop:
 
     def _save(self, now: Counters) -> None:
         states = self.peers.gather(torch.get_rng_state())
+        rng = {str(rank): item for rank, item in enumerate(states)}
+        if self.device.type == "cuda":
+            states = self.peers.gather(torch.cuda.get_rng_state())
+            rng |= {f"cuda.{rank}": item for rank, item in enumerate(states)}
         if self.peers.rank == 0:
-            state = State(
-                counters=now,
-                fingerprint=self.fingerprint,
-                adapter={name: item.data for name, item in self.trained.items()},
-                optimizer=checkpoint.moments(self.optimizer, self.trained),
-                rng={str(rank): item for rank, item in enumerate(states)},
+            self.writer.write(
+                State(
+                    counters=now,
+                    fingerprint=self.fingerprint,
+                    weights=checkpoint.held({key: item.data for key, item in self.trained.items()}),
+                    optimizer=checkpoint.held(checkpoint.moments(self.optimizer, self.trained)),
+                    rng=checkpoint.held(rng),
+                )
             )
-            checkpoint.save(self.run.checkpoints, state, self.config.save_total_limit)
         self.peers.saved(now)
 
     @torch.no_grad()

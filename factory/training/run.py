@@ -70,10 +70,40 @@ class RunFolder:
         lines = self.curve.read_text("utf-8").split("\n")[:-1]
         return [point for point in map(json.loads, lines) if point["step"] > after]
 
-    def rewind(self, step: int) -> None:
-        """Make the folder, and forget the points beyond `step`, which will be trained again."""
+    def rewind(self, step: int) -> int:
+        """Make the folder, and forget the points beyond `step`, which will be trained again.
+
+        Returns how many steps that is, as far as the curve shows.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
-        kept = [point for point in self.points() if point["step"] <= step]
+        points = self.points()
+        kept = [point for point in points if point["step"] <= step]
         draft = self.curve.with_suffix(".draft")
         draft.write_text("".join(json.dumps(point) + "\n" for point in kept), "utf-8")
         draft.replace(self.curve)
+        return int(points[-1]["step"]) - step if len(kept) < len(points) else 0
+
+    def starts(self) -> list[dict[str, Any]]:
+        """Every start of the run: when and where, from which step, and how many were lost."""
+        path = self.root / "starts.jsonl"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
+
+    def leave(self, at: float) -> None:
+        """Note that the run left its place with everything saved, at a time since the epoch."""
+        (self.root / "left").write_text(str(at), "utf-8")
+
+    def left(self) -> float | None:
+        """When the run last left its place on a notice, told once."""
+        path = self.root / "left"
+        if not path.exists():
+            return None
+        at = float(path.read_text("utf-8"))
+        path.unlink()
+        return at
+
+    def started(self, fact: Mapping[str, Any]) -> None:
+        """Note a start."""
+        with (self.root / "starts.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(fact) + "\n")

@@ -10,19 +10,32 @@ workers share.
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from factory.training import dataset
+from ray.exceptions import RayError, RayTaskError
+
+from factory.training import checkpoint, dataset
 from factory.training.chat import encode_all
 from factory.training.config import TrainConfig, check, check_as
 from factory.training.dataset import DatasetError
-from factory.training.errors import TrainingError
+from factory.training.errors import Interrupted, TrainingError
 from factory.training.loop import Data, Peers, Summary, fit
+from factory.training.recovery import Ended, decide
 from factory.training.run import RunFolder
+
+_PROMPT = {
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+}
+"""Ray Train's own intervals, shortened: a notice may leave only seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +58,10 @@ class Task:
     """Hash over arguments, data and base: what a resumed run must have in common."""
     threads: int
     """CPU threads of one worker."""
+
+
+Work = Callable[[Task, Peers], Summary]
+"""What every worker does with a task; importable by name."""
 
 
 def load_data(folder: Path, tokenizer: Any, config: TrainConfig) -> Data:
@@ -77,8 +94,10 @@ def run_task(task: Task, peers: Peers) -> Summary:
     logging.disable_progress_bar()
     torch.set_num_threads(task.threads)
     config = check(task.config, "the job")
+    begun = time.monotonic()
     tuned, tokenizer = model.build(task.model, config)
     data = load_data(Path(task.data), tokenizer, config)
+    peers = replace(peers, load_s=time.monotonic() - begun)
     run = RunFolder(Path(task.run))
     summary = fit(config, tuned, data, run, task.fingerprint, peers)
     if peers.rank == 0:
@@ -91,6 +110,7 @@ def run_task(task: Task, peers: Peers) -> Summary:
 
 def ray_peers() -> Peers:
     """The workers of the Ray Train run this process is part of."""
+    import ray
     import ray.train
     import ray.train.torch
     import torch
@@ -110,44 +130,72 @@ def ray_peers() -> Peers:
         dist.all_gather(parts, shared)
         return [part.cpu() for part in parts]
 
-    if context.get_world_size() == 1:
-        return Peers(distribute=ray.train.torch.prepare_model)
-    return Peers(
+    def notice() -> str | None:
+        info = ray.train.get_preemption_info()
+        if info is None:
+            return None
+        return f"node {min(info.preempted_node_to_ranks)[:8]} is being taken away"
+
+    peers = Peers(
         rank=context.get_world_rank(),
         size=context.get_world_size(),
-        sum=total,
-        gather=gather,
         distribute=ray.train.torch.prepare_model,
+        notice=notice,
+        place=ray.get_runtime_context().get_node_id(),
     )
+    return peers if peers.size == 1 else replace(peers, sum=total, gather=gather)
 
 
-def _worker(values: dict[str, Any]) -> dict[str, Any]:
-    return asdict(run_task(Task(**values), ray_peers()))
+def _worker(values: dict[str, Any], work: Work) -> dict[str, Any]:
+    try:
+        return {"summary": asdict(work(Task(**values), ray_peers()))}
+    except Interrupted as left:
+        return {"left": left.reason, "step": left.step}
 
 
 def launch(
     task: Task,
     cpus: int,
     gpu: bool = False,
-    work: Callable[[dict[str, Any]], dict[str, Any]] = _worker,
+    *,
+    work: Work = run_task,
     kind: type[TrainConfig] = TrainConfig,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Summary:
-    """Run `task` on Ray Train with `cpus` cores a worker; Ray must be initialised.
+    """Run `work` on Ray Train with `cpus` cores a worker until it is done; Ray must be initialised.
 
-    `work` is what a worker does, given the task's fields; `kind` is what its arguments are.
+    `work` is what a worker does with the task; `kind` is what its arguments are.
 
-    Raises the worker's own `TrainingError` or `DatasetError`, or a `TrainingError` that carries
-    the last line of any other failure.
+    A run whose node is taken away or whose worker dies starts again from its newest checkpoint,
+    as `recovery.decide` allows; `say` is told. Raises the worker's own `TrainingError` or
+    `DatasetError`, or a `TrainingError` with a diagnosis when starting again does not help.
     """
+    config = check_as(kind, task.config, "the job")
+    history: list[Ended] = []
+    while True:
+        ended = _start(task, config, cpus, gpu, work)
+        if isinstance(ended, Summary):
+            return ended
+        history.append(ended)
+        decision = decide(history, config.max_failures, config.max_preemption_failures)
+        if not decision.go_on:
+            raise TrainingError(decision.reason)
+        say(decision.reason)
+
+
+def _start(task: Task, config: TrainConfig, cpus: int, gpu: bool, work: Work) -> Summary | Ended:
+    """One start of the run on a fresh group of workers."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    config = check_as(kind, task.config, "the job")
-    storage = Path(task.run) / "ray"
+    for name, value in _PROMPT.items():
+        os.environ.setdefault(name, value)
+    run = RunFolder(Path(task.run))
+    storage = run.root / "ray"
     shutil.rmtree(storage, ignore_errors=True)
     trainer = TorchTrainer(
-        work,
+        partial(_worker, work=work),
         train_loop_config=asdict(task),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
@@ -157,20 +205,32 @@ def launch(
         run_config=RunConfig(name="train", storage_path=str(storage)),
     )
     try:
-        result = trainer.fit()
+        value = trainer.fit().return_value
     except TrainingFailedError as error:
-        raise _cause(error) from error
-    return Summary(**result.return_value)
-
-
-def _cause(error: Exception) -> Exception:
-    """The sentence a worker failed with, rather than Ray's account of it."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        cause = getattr(failure, "_base_exc", failure)
+        cause = _cause(error)
         if isinstance(cause, TrainingError | DatasetError):
-            return cause
-    for failure in failures.values():
-        last = str(failure).strip().splitlines()[-1]
-        return TrainingError(f"a training worker failed: {last}")
-    return TrainingError(f"training failed: {str(error).strip().splitlines()[-1]}")
+            raise cause from error
+        lost = isinstance(cause, RayError) and not isinstance(cause, RayTaskError)
+        return Ended(
+            "lost" if lost else "failed", checkpoint.newest_step(run.checkpoints), _last(cause)
+        )
+    if "left" in value:
+        return Ended("left", value["step"], value["left"])
+    return Summary(**value["summary"])
+
+
+def _cause(error: Exception) -> BaseException:
+    """What a worker failed with, rather than Ray's account of it."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    causes = [getattr(failure, "_base_exc", failure) for failure in failures]
+    for wanted in (TrainingError, DatasetError, RayError):
+        for cause in causes:
+            if isinstance(cause, wanted):
+                return cause
+    return causes[0] if causes else error
+
+
+def _last(error: BaseException) -> str:
+    """The last line of an error that is not ours."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
