@@ -2,6 +2,8 @@
 
     python -m pipelines.finetune                                     # the default job config
     python -m pipelines.finetune --config job.yaml --max-steps 50    # flags win over the file
+    python -m pipelines.finetune --dry-run                           # tokens, memory, time, dollars
+    python -m pipelines.finetune --schema                            # every argument, JSON Schema
     ray job submit --working-dir . -- python -m pipelines.finetune --run-name pilot-1
 
 Inside a Ray job it uses the job's cluster; alone it starts a local Ray and stops it. The same
@@ -28,6 +30,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from filelock import FileLock, Timeout
 
@@ -36,14 +39,14 @@ from factory.catalog import pull
 from factory.catalog.errors import CatalogError
 from factory.catalog.objects import Object, ObjectStore
 from factory.config import ConfigError, HubSource, Settings
-from factory.training import dataset
+from factory.training import dataset, estimate
 from factory.training.config import TrainConfig, load
 from factory.training.dataset import DatasetError
 from factory.training.errors import TrainingError
 from factory.training.loop import Summary
 from factory.training.run import RunFolder
 from factory.training.tracking import Tracked
-from factory.training.train import Task, launch
+from factory.training.train import Task, launch, load_data
 from factory.training.watch import Bar, Watch
 
 DEFAULT_CONFIG = Path(__file__).with_name("finetune.yaml")
@@ -204,6 +207,46 @@ def plan(settings: Settings, config: TrainConfig, name: str | None = None) -> Jo
     return Job(config, base, corpus, folder)
 
 
+def foresee(settings: Settings, job: Job) -> estimate.Estimate:
+    """What a run will take. Raises `TrainingError` where it cannot be, or `DatasetError`."""
+    from transformers import AutoTokenizer
+
+    config = job.config
+    tokenizer = AutoTokenizer.from_pretrained(job.base.folder)
+    samples = load_data(job.corpus.folder, tokenizer, config).train
+    rate = estimate.matrix_rate(config.bf16)
+    cores = len(os.sched_getaffinity(0))
+
+    def of(changed: TrainConfig) -> estimate.Estimate:
+        return estimate.estimate(
+            changed,
+            estimate.measure(job.base.folder, changed),
+            estimate.workload(changed, samples),
+            flops_per_core=rate,
+            cores=cores,
+            pools=settings.pools,
+        )
+
+    found = of(config)
+    lora = None
+    if not config.use_peft:
+        lora = of(config.model_copy(update={"use_peft": True}))
+    available = psutil.virtual_memory().total
+    estimate.refuse_what_cannot_be(found, config, len(samples), available, lora)
+    return found
+
+
+def dry_run(
+    settings: Settings, config: TrainConfig, name: str | None = None, say: Say = to_stderr
+) -> dict[str, Any]:
+    """Say what a run would take and start nothing. Raises as `tune` does."""
+    job = plan(settings, config, name)
+    found = foresee(settings, job)
+    for text in estimate.table(found, job.base.name, job.corpus.name):
+        say(text)
+    return {"dry_run": True, **job.origin, **estimate.plain(found)}
+
+
 def tune(
     settings: Settings, config: TrainConfig, name: str | None = None, say: Say = to_stderr
 ) -> dict[str, Any]:
@@ -212,6 +255,8 @@ def tune(
     Raises `TrainingError`, `DatasetError` or `CatalogError`; then no adapter is stored.
     """
     job = plan(settings, config, name)
+    for text in estimate.table(foresee(settings, job), job.base.name, job.corpus.name):
+        say(text)
     job.run.root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(job.run.root / "lock", timeout=0):
@@ -298,6 +343,8 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="job config, YAML")
     result.add_argument("--run-name", help="name of the run; an existing one is resumed")
+    result.add_argument("--dry-run", action="store_true", help="say what it will take, and stop")
+    result.add_argument("--schema", action="store_true", help="print the arguments' JSON Schema")
     add_flags(result, TrainConfig)
     return result
 
@@ -318,13 +365,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     given = vars(parser().parse_args(argv))
     path, name = given.pop("config"), given.pop("run_name")
+    dry, schema = given.pop("dry_run"), given.pop("schema")
+    if schema:
+        print(json.dumps(TrainConfig.model_json_schema(), indent=2))
+        return 0
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     try:
-        config = load(path, given)
-        closing = tune(factory_config.load(), config, name)
+        config, settings = load(path, given), factory_config.load()
+        closing = dry_run(settings, config, name) if dry else tune(settings, config, name)
     except (TrainingError, DatasetError, CatalogError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command with the same --run-name goes on", file=sys.stderr)
+        return 130
     print(json.dumps(closing), flush=True)
     return 0
 

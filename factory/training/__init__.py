@@ -6,3 +6,8 @@ end, `batches.py` and `schedule.py` decide what is trained when, `objective.py` 
 what is made small, `loop.py` trains, `checkpoint.py` and `run.py` keep a run's state on disk,
 `train.py` puts all of it on Ray Train.
 """
+
+import logging
+
+# It tells every process that imports PEFT on a CPU about a package that it can do without.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -34,6 +34,8 @@ _ENDING = {
     "max_preemption_failures",
     "max_tokens",
     "gradient_checkpointing",
+    "full_tuning_reason",
+    "full_tuning_min_examples",
 }
 """Fields that may change when a run is resumed."""
 
@@ -79,6 +81,8 @@ class TrainConfig(BaseModel):
     """Train an adapter and leave the base as it is; false trains every weight."""
     full_tuning_reason: str | None = Field(default=None, min_length=10)
     """Why an adapter is not enough; needed where `use_peft` is false."""
+    full_tuning_min_examples: int = Field(default=1000, ge=1)
+    """Fewer examples than this are refused where `use_peft` is false."""
     load_in_4bit: bool = False
     """Hold the frozen base in 4 bits (QLoRA, bitsandbytes)."""
     load_in_8bit: bool = False
