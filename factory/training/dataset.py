@@ -91,7 +91,7 @@ def read_messages(path: Path) -> list[Example]:
         except json.JSONDecodeError as error:
             raise DatasetError(f"{path}, line {number}: not valid JSON: {error}") from error
         except ValidationError as error:
-            raise DatasetError(f"{path}, line {number}: {_first(error)}") from error
+            raise DatasetError(f"{path}, line {number}: {first_of(error)}") from error
         name = example.id or f"line {number}"
         examples.append(example.model_copy(update={"id": name, "group": example.group or name}))
     if not examples:
@@ -205,7 +205,8 @@ def _line(example: Example) -> str:
     return json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _first(error: ValidationError) -> str:
+def first_of(error: ValidationError) -> str:
+    """The first thing wrong with a row, in words."""
     item = error.errors()[0]
     where = ".".join(str(part) for part in item["loc"]) or "the row"
     if item["type"] == "extra_forbidden":
