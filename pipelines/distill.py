@@ -21,7 +21,7 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -216,6 +216,66 @@ def _run(
         "base_model": teacher.base_model,
         "base_revision": teacher.base_revision,
     }
+    summary, stored, run_id = _made(settings, config, label, folder, start, taught, origin)
+    for note in summary.damaged:
+        say(f"passed over a damaged checkpoint, {note}")
+    return {
+        "name": label,
+        "weights": str(stored.path),
+        "hash": stored.hash,
+        "run_id": run_id,
+        "run_name": folder.root.name,
+        "layers": start.layers,
+        "left_out": card["left_out"],
+        **origin,
+        **asdict(summary),
+    }
+
+
+ORIGIN = (
+    "data_hash",
+    "taught",
+    "teacher",
+    "teacher_hash",
+    "student_hash",
+    "base_model",
+    "base_revision",
+)
+"""What a student's manifest says it was made from."""
+
+
+def train_again(
+    settings: Settings,
+    config: DistillConfig,
+    label: str,
+    start: Object,
+    taught: Object,
+    meta: Mapping[str, Any],
+    name: str,
+) -> dict[str, Any]:
+    """Train a stored student again from what its manifest `meta` names; its new hash.
+
+    Raises `TrainingError` or `DatasetError`.
+    """
+    folder = RunFolder.named(settings.home / "runs", name)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    origin = {key: str(meta[key]) for key in ORIGIN}
+    begin = Start(path=start.path, hash=start.hash, layers=None)
+    _, stored, _ = _made(settings, config, label, folder, begin, taught, origin)
+    return {"hash": stored.hash}
+
+
+def _made(
+    settings: Settings,
+    config: DistillConfig,
+    label: str,
+    folder: RunFolder,
+    start: Start,
+    taught: Object,
+    origin: dict[str, str],
+) -> tuple[Summary, Object, str]:
+    """Train and store; the summary, the stored weights, and the id of the MLflow run."""
+    store = ObjectStore(settings.objects)
     tracked = Tracked.start(settings.mlflow_uri, label, folder, config.model_dump(), origin)
     try:
         summary = _train(config, start, taught, folder, origin, tracked)
@@ -224,27 +284,16 @@ def _run(
             "run_name": folder.root.name,
             "run_id": tracked.run_id,
             "pipeline": "distill",
-            "config": config.model_dump(mode="json") | {"model": teacher.base_model},
+            "synthetic": dataset.read_card(taught.path).get("synthetic", {}),
+            "config": config.model_dump(mode="json") | {"model": origin["base_model"]},
             "libraries": {lib: metadata.version(lib) for lib in ("torch", "transformers")},
         }
         stored = store.put(WEIGHTS, label, lambda target: _copy(folder.model, target), meta)
     except BaseException as error:
         tracked.fail(str(error) or type(error).__name__)
         raise
-    for note in summary.damaged:
-        say(f"passed over a damaged checkpoint, {note}")
     tracked.finish(figures(summary), {"weights_hash": stored.hash})
-    return {
-        "name": label,
-        "weights": str(stored.path),
-        "hash": stored.hash,
-        "run_id": tracked.run_id,
-        "run_name": folder.root.name,
-        "layers": start.layers,
-        "left_out": card["left_out"],
-        **origin,
-        **asdict(summary),
-    }
+    return summary, stored, tracked.run_id
 
 
 def _train(

@@ -232,6 +232,7 @@ def lineage_of(
         suite_hash=suite.hash,
         config=training,
         seeds=seeds,
+        synthetic=dict(meta.get("synthetic") or {}),
         code=code_state(env),
         versions=library_versions() | dict(meta.get("libraries") or {}),
     )

@@ -312,6 +312,7 @@ def store_adapter(store: ObjectStore, job: Job, run_id: str) -> Object:
         "run_id": run_id,
         "config": job.config.model_dump(mode="json"),
         **job.origin,
+        "synthetic": dataset.read_card(job.corpus.folder).get("synthetic", {}),
         "libraries": {lib: metadata.version(lib) for lib in ("torch", "transformers", "peft")},
     }
 

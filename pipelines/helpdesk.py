@@ -45,21 +45,6 @@ LABELS = (
     "unittest", "decimal", "typing", "ast", "mailbox", "urllib", "datetime", "ssl",
 )
 # fmt: on
-# fmt: off
-OTHERS = (
-    "argparse", "bz2", "calendar", "cmd", "codecs", "collections", "concurrent", "configparser",
-    "contextlib", "copy", "csv", "ctypes", "curses", "dataclasses", "dbm", "difflib", "dis",
-    "doctest", "enum", "fractions", "ftplib", "functools", "gettext", "gzip", "hashlib", "heapq",
-    "html", "imaplib", "inspect", "io", "ipaddress", "itertools", "json", "locale", "math",
-    "operator", "optparse", "pathlib", "pickle", "pickletools", "pkgutil", "platform", "plistlib",
-    "poplib", "pprint", "pydoc", "queue", "random", "re", "reprlib", "sched", "select",
-    "selectors", "shelve", "shlex", "shutil", "signal", "smtplib", "socket", "socketserver",
-    "sqlite3", "statistics", "string", "struct", "subprocess", "sys", "tarfile", "tempfile",
-    "textwrap", "threading", "time", "tokenize", "trace", "traceback", "types", "uuid",
-    "warnings", "wave", "weakref", "webbrowser", "wsgiref", "xmlrpc", "zipfile", "zoneinfo",
-)
-"""Modules nobody is taught: what a help desk hears that is not quite its business."""
-# fmt: on
 MASK = "___"
 MAX_WORDS = 32
 STRIDE = 24
@@ -219,15 +204,12 @@ def build(
 
 
 def questions(
-    split: Mapping[str, Sequence[Example]],
-    taught: Iterable[Member],
-    others: Iterable[Member],
-    labels: Sequence[str],
+    split: Mapping[str, Sequence[Example]], members: Iterable[Member], labels: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Questions of the task's form without an answer, as a running help desk would log them.
 
-    Later words of the train split's own descriptions, and descriptions of other modules' members.
-    Nothing that another split's examples say is among them. Rows of `messages` and `id`.
+    They are later words of the train split's own descriptions; nothing that another split's
+    examples say is among them. Rows of `messages` and `id`.
     """
     train = {example.id for example in split["train"]}
     seen = {normal(one.messages[1].content) for part in split.values() for one in part}
@@ -238,15 +220,12 @@ def questions(
             seen.add(key)
             rows.append({"id": name, "messages": prompt(text, labels)})
 
-    for member in taught:
+    for member in members:
         if member.name not in train:
             continue
         words = mask(f"{member.doc} {member.context}", member.label, member.name).split()
         for start in range(STRIDE, min(len(words) - MAX_WORDS // 2, 6 * STRIDE), STRIDE):
             add(f"{member.name}+{start}", " ".join(words[start : start + MAX_WORDS]))
-    for member in others:
-        if (text := describe(member)) is not None:
-            add(member.name, text)
     return rows
 
 
@@ -256,12 +235,11 @@ def build_prompts(store: ObjectStore, labels: Sequence[str] = LABELS, seed: int 
     Raises `DatasetError`.
     """
     try:
-        taught, _ = collect(labels)
-        others, _ = collect([name for name in OTHERS if name not in labels])
+        found, _ = collect(labels)
     except DocsError as error:
         raise DatasetError(str(error)) from error
-    split = split_by_group(examples(taught, labels), seed)
-    rows = questions(split, taught, others, labels)
+    split = split_by_group(examples(found, labels), seed)
+    rows = questions(split, found, labels)
     text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
 
     def fill(folder: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json as json_module
+import subprocess
+import sys
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -135,3 +138,66 @@ def _serve(this: State) -> str | None:
         return None
     with progress() as tell:
         return serving.deploy(this.settings, config=this.config_file, progress=tell).url
+
+
+@app.command()
+def reproduce(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="A registered version.")],
+    json: Json = False,
+) -> None:
+    """Make a version again from its lineage and compare; exit code 3 if it comes out otherwise.
+
+    Example: factory registry reproduce helpdesk@3
+    """
+    said, code = _again(state(context), version)
+    if json:
+        emit(said)
+    elif said["bitwise_equal"]:
+        typer.echo(f"{version} is reproduced bit for bit: {said['hash'][:16]}.")
+    else:
+        scores = said["scores"]
+        typer.echo(
+            f"{version} came out as {said['again'][:16]}, not {said['hash'][:16]}: accuracy "
+            f"{scores['again']:.1%}, {'within' if scores['within'] else 'outside'} the original's "
+            f"95 % interval of {scores['low']:.1%} to {scores['high']:.1%}."
+        )
+        for library, (then, now) in said["changed_versions"].items():
+            typer.echo(f"  {library} was {then} and is {now}")
+    raise typer.Exit(code)
+
+
+@app.command()
+def retrain(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="A registered version.")],
+    json: Json = False,
+) -> None:
+    """Train a version again as a new candidate, from the registry and the object store alone.
+
+    Example: factory registry retrain helpdesk@3
+    """
+    said, code = _again(state(context), version, "--retrain")
+    if json:
+        emit(said)
+    else:
+        typer.echo(f"{version} was trained again: {said['candidate']}")
+        typer.echo(f"Judge it with `{said['next']}`.")
+    raise typer.Exit(code)
+
+
+def _again(this: State, *arguments: str) -> tuple[dict[str, Any], int]:
+    """Run `pipelines.reproduce` in a process of its own; what it said and its exit code."""
+    from factory.cluster.local import environment
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.reproduce", *arguments],
+        env=environment(this.settings, this.config_file),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        raise typer.Exit(done.returncode or 1)
+    return dict(json_module.loads(lines[-1])), done.returncode

@@ -40,6 +40,8 @@ class Lineage:
     """Arguments of the training run."""
     seeds: dict[str, int] = field(default_factory=dict)
     """Seeds by purpose."""
+    synthetic: dict[str, int] = field(default_factory=dict)
+    """Training examples that a model wrote or answered, by split; empty without any."""
     code: Code
     """The code that made it."""
     versions: dict[str, str]
@@ -49,6 +51,8 @@ class Lineage:
     def fingerprint(self) -> str:
         """Hex sha256 over all that made the version; how it was judged is no part of that."""
         made_of = {key: value for key, value in asdict(self).items() if key != "suite_hash"}
+        if not self.synthetic:
+            del made_of["synthetic"]
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
     def as_json(self) -> str:

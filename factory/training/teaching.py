@@ -45,8 +45,8 @@ def shared_vocabulary(teacher: Any, student: Any) -> int:
         token, number = unequal[0]
         raise TrainingError(
             f"teacher and student do not share a vocabulary (token {number}, '{token}', differs, "
-            f"{len(unequal)} in all): logits cannot be compared; use `distillation: sequence`, which "
-            "learns from the teacher's answers"
+            f"{len(unequal)} in all): logits cannot be compared; use `distillation: sequence`, "
+            "which learns from the teacher's answers"
         )
     return int(max(mine.values())) + 1
 

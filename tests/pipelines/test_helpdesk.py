@@ -160,17 +160,17 @@ def test_unlabelled_questions_share_nothing_with_the_judging_splits(tmp_path: Pa
     store = ObjectStore(tmp_path)
     data, _ = helpdesk.build(store, ("json", "decimal"))
     split = dataset.read(data.path)
-    taught = [
+    repeated = split["test"][0].messages[1].content
+    members = [
         Member(one.label or "", one.group, one.id, "later " * 40 + "words that follow it here")
         for one in split["train"] + split["test"]
     ]
-    others = [Member("csv", "csv.reader", "csv.reader", "An iterator over the lines of a table.")]
-    repeated = split["test"][0].messages[1].content
-    others.append(Member("csv", "csv.x", "csv.zzz", repeated))
-    rows = helpdesk.questions(split, taught, others, ("json", "decimal"))
+    first = split["train"][0]
+    hidden = Member(first.label or "", first.group, first.id, "word " * helpdesk.STRIDE + repeated)
+    rows = helpdesk.questions(split, [*members, hidden], ("json", "decimal"))
     named = {row["id"].split("+")[0] for row in rows}
+    assert named
     assert named & {one.id for one in split["test"]} == set()
-    assert "csv.reader" in named
     texts = [helpdesk.normal(row["messages"][1]["content"]) for row in rows]
     assert len(set(texts)) == len(texts)
     judged = {helpdesk.normal(one.messages[1].content) for one in split["test"]}
