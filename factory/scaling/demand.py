@@ -96,7 +96,10 @@ def _experts(sums: NDArray[np.float64], ahead: float) -> list[tuple[str, NDArray
     def mean(bins: int, shift: int = 0) -> NDArray[np.float64]:
         end = np.maximum(index - shift, 0)
         start = np.maximum(end - bins, 0)
-        return (sums[end] - sums[start]) / (np.maximum(end - start, 1) * BIN_S)
+        rates: NDArray[np.float64] = (sums[end] - sums[start]) / (
+            np.maximum(end - start, 1) * BIN_S
+        )
+        return rates
 
     half = round(TREND_S / BIN_S / 2)
     slope = np.where(index > 2 * half, (mean(half) - mean(half, half)) / half, 0.0)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from math import ceil, sqrt
+from math import ceil, exp, log, sqrt
 from statistics import NormalDist
 from typing import Any
 
@@ -31,8 +31,14 @@ KV_THRESHOLD = 0.9
 """Share of the KV cache above which places in the batch do not count any more."""
 FORECAST_QUANTILE = 0.9
 """Quantile of its own past errors to which a forecast is raised."""
-SAFETY_RANGE = (0.6, 4.0)
+SAFETY_RANGE = (0.3, 4.0)
 """Bounds of the learned factor on the safety margin."""
+SAFETY_UP, SAFETY_DOWN = 0.01, 0.002
+"""Relative change of the margin a second, at a latency 2.7 times too high or too low."""
+COMFORT = 0.5
+"""Share of the latency target at which the 95th percentile is kept."""
+NEWCOMER_S = 120.0
+"""Seconds, beside the start-up time, in which a new policy only adds replicas: it knows nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,15 +50,17 @@ class State:
     first: float = 0.0
     """When it learned first."""
     arrived: float = 0.0
-    """`Signals` totals at `at`; so are the next four."""
+    """`Signals` totals at `at`; so are the next six."""
     prompt_tokens: float = 0.0
     generation_tokens: float = 0.0
     steps: float = 0.0
     busy_s: float = 0.0
-    prompt_mean: float = 0.0
-    """Tokens of a prompt, averaged over the last minutes; 0 before the first request."""
-    generated_mean: float = 0.0
-    """Tokens of an answer, likewise."""
+    begun: float = 0.0
+    """Requests that had a place in a batch by then."""
+    running: float = 0.0
+    """Requests that ran then."""
+    mix: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Prompt tokens and begun requests, generated tokens and done requests; all fading."""
     capacity: Capacity = field(default_factory=Capacity)
     demand: Demand = field(default_factory=Demand)
     safety: float = 1.0
@@ -67,6 +75,16 @@ class State:
     """Recent needs, for the patience in scaling down."""
     replicas: int | None = None
     """The last decision."""
+
+    @property
+    def prompt_mean(self) -> float:
+        """Tokens of a prompt, averaged over the last minutes; 0 before the first request."""
+        return self.mix[0] / self.mix[1] if self.mix[1] > 0 else 0.0
+
+    @property
+    def generated_mean(self) -> float:
+        """Tokens of an answer, likewise."""
+        return self.mix[2] / self.mix[3] if self.mix[3] > 0 else 0.0
 
     def to_plain(self) -> dict[str, Any]:
         """As dictionaries, lists and numbers."""
@@ -86,6 +104,7 @@ class State:
             seen_s=capacity["seen_s"],
         )
         values["demand"] = Demand(tuple(demand["counts"]))
+        values["mix"] = tuple(values["mix"])
         for name in ("ordered_at", "needs"):
             values[name] = tuple((float(when), int(count)) for when, count in values[name])
         return cls(**values)
@@ -125,9 +144,13 @@ def decide(signals: Signals, state: State, target: Target) -> Decision:
     recent = [(when, many) for when, many in state.needs if when >= signals.now - patience]
     state = replace(state, needs=(*recent, (signals.now, need)))
     kept = max(many for _, many in state.needs)
-    if need >= held or kept >= held:
+    new = signals.now - state.first < NEWCOMER_S + (state.startup_s or target.startup_s)
+    if need >= held or kept >= held or new:
         wanted = max(need, min(kept, held))
-        if need < held:
+        if new and need < held:
+            wanted = max(wanted, held)
+            reasons.append("too little has been seen to give replicas back")
+        elif need < held:
             reasons.append(f"{kept} were needed within the last {patience:.0f} s, so none goes")
     else:
         wanted = kept
@@ -168,53 +191,50 @@ def _conclude(
 def _learn(signals: Signals, state: State, target: Target) -> State:
     """The state after looking at what has been done since it last looked."""
     now = signals.now
-    fresh = state.at is None
-    arrived = 0.0 if fresh else max(0.0, signals.arrived_total - state.arrived)
-    asked = arrived > 0 or signals.queued > 0 or signals.running > 0 or signals.waiting > 0
-    new = replace(
+    begun = signals.arrived_total - signals.queued - signals.waiting
+    looked = replace(
         state,
         at=now,
-        first=now if fresh else state.first,
         arrived=signals.arrived_total,
         prompt_tokens=signals.prompt_tokens_total,
         generation_tokens=signals.generation_tokens_total,
         steps=signals.steps_total,
         busy_s=signals.busy_s_total,
-        last_arrival=now if asked else state.last_arrival,
+        begun=begun,
+        running=signals.running,
     )
     if state.at is None:
-        return replace(new, last_arrival=now)
+        return replace(looked, first=now, last_arrival=now)
     passed = now - state.at
+    arrived = max(0.0, signals.arrived_total - state.arrived)
     prompt = max(0.0, signals.prompt_tokens_total - state.prompt_tokens)
     generated = max(0.0, signals.generation_tokens_total - state.generation_tokens)
-    capacity = state.capacity.observe(
-        busy_s=signals.busy_s_total - state.busy_s,
-        steps=signals.steps_total - state.steps,
-        prompt_tokens=prompt,
-        generation_tokens=generated,
+    begun = max(0.0, begun - state.begun)
+    # Those that run have been answered by half, in the mean.
+    done = max(0.0, begun - (signals.running - state.running) / 2)
+    fade = exp(-passed / MIX_S)
+    mix = tuple(
+        before * fade + here
+        for before, here in zip(state.mix, (prompt, begun, generated, done), strict=True)
     )
     demand = state.demand
-    for _ in range(max(1, min(round(passed / BIN_S), 120))):
-        demand = demand.add(arrived / max(1, round(passed / BIN_S)))
+    bins = max(1, min(round(passed / BIN_S), 120))
+    for _ in range(bins):
+        demand = demand.add(arrived / bins)
+    busy = arrived > 0 or signals.queued > 0 or signals.running > 0 or signals.waiting > 0
     return replace(
-        _started(new, signals),
-        capacity=capacity,
+        _started(looked, signals),
+        capacity=state.capacity.observe(
+            busy_s=signals.busy_s_total - state.busy_s,
+            steps=signals.steps_total - state.steps,
+            prompt_tokens=prompt,
+            generation_tokens=generated,
+        ),
         demand=demand,
-        prompt_mean=_mean(state.prompt_mean, prompt, arrived, passed),
-        generated_mean=_mean(state.generated_mean, generated, arrived, passed),
+        mix=(mix[0], mix[1], mix[2], mix[3]),
         safety=_safety(state.safety, signals, target, passed),
+        last_arrival=now if busy else state.last_arrival,
     )
-
-
-def _mean(before: float, tokens: float, requests: float, passed: float) -> float:
-    """A running mean of tokens per request, each request weighing the same."""
-    if requests <= 0:
-        return before
-    here = tokens / requests
-    if before <= 0:
-        return here
-    weight = min(1.0, passed / MIX_S)
-    return before + weight * (here - before)
 
 
 def _started(state: State, signals: Signals) -> State:
@@ -232,16 +252,20 @@ def _started(state: State, signals: Signals) -> State:
 
 
 def _safety(before: float, signals: Signals, target: Target, passed: float) -> float:
-    """More margin quickly after a missed target, less of it slowly while there is room."""
-    missed = _pressure(signals, target)
-    if missed is None:
+    """The factor on the margin that keeps the latency comfortably below its target.
+
+    It grows faster than it falls, and not while ordered replicas are on their way: their effect is
+    not seen yet.
+    """
+    ratio = _pressure(signals, target)
+    if ratio is None:
         return before
+    error = max(-1.0, min(log(ratio / COMFORT), 1.0))
+    if error > 0 and (signals.starting or signals.queued):
+        return before
+    gain = SAFETY_UP if error > 0 else SAFETY_DOWN
     low, high = SAFETY_RANGE
-    if missed > 1:
-        return min(high, before * (1 + 0.02 * passed * min(missed, 3.0) / 3))
-    if missed < 0.5:
-        return max(low, before * (1 - 0.001 * passed))
-    return before
+    return min(high, max(low, before * exp(gain * passed * error)))
 
 
 def _pressure(signals: Signals, target: Target) -> float | None:

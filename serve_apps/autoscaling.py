@@ -1,0 +1,115 @@
+"""`factory.scaling.decide` as Ray Serve's autoscaling policy.
+
+    serve.deployment(TierEngine).options(autoscaling_config=autoscaling(target))
+
+Serve's controller calls the policy about ten times a second, so nothing here waits. A replica
+returns `ReplicaSignals(...).stats()` from `record_autoscaling_stats()`; requests that no replica
+has taken are counted by the handles. Serve's own delays and factors are set to pass the decision
+through unchanged: they would come on top of the policy's. Every change is logged with its reasons
+and counted as metrics in Ray's own exporter.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from factory.scaling import Decision, ReplicaSignals, State, Tally, Target, decide, gather
+
+if TYPE_CHECKING:
+    from ray.serve.config import AutoscalingConfig, AutoscalingContext
+
+LOGGER = logging.getLogger("ray.serve")
+REPORT_S = 1.0
+"""Seconds between two reports of a replica or handle. A sleeping deployment wakes by such a report,
+so it is also the most that the first request of a sleeping endpoint loses."""
+LOOK_BACK_S = 5.0
+"""Seconds over which Serve averages what handles report."""
+
+
+def autoscaling(target: Target, *, initial: int | None = None) -> AutoscalingConfig:
+    """The configuration of a deployment that `decide` scales within `target`.
+
+    `initial` replicas are there after a deployment; the default is the floor.
+    """
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+    return AutoscalingConfig(
+        min_replicas=target.min_replicas,
+        max_replicas=target.max_replicas,
+        initial_replicas=initial,
+        metrics_interval_s=REPORT_S,
+        look_back_period_s=LOOK_BACK_S,
+        upscale_delay_s=0,
+        downscale_delay_s=0,
+        downscale_to_zero_delay_s=0,
+        upscaling_factor=1.0,
+        downscaling_factor=1.0,
+        policy=AutoscalingPolicy(
+            policy_function="serve_apps.autoscaling:ServePolicy",
+            policy_kwargs={"target": _plain(target)},
+        ),
+    )
+
+
+def _plain(target: Target) -> dict[str, Any]:
+    return {name: getattr(target, name) for name in Target.__slots__}
+
+
+class ServePolicy:
+    """Called by Serve's controller with what it knows about one deployment."""
+
+    def __init__(self, target: Mapping[str, Any]) -> None:
+        """`target` holds the fields of a `Target`; policies travel as plain values."""
+        self.target = Target(**target)
+        self._gauge: Any = None
+
+    def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+        """The replicas to have, and what to remember until the next call."""
+        memory = ctx.policy_state or {}
+        state: State = memory.get("state") or State()
+        tally: Tally = memory.get("tally") or Tally()
+        reports = latest_reports(ctx.raw_metrics or {})
+        signals, tally = gather(
+            tally,
+            reports,
+            now=float(ctx.current_time),
+            ready=ctx.current_num_replicas,
+            starting=max(0, ctx.target_num_replicas - ctx.current_num_replicas),
+            queued=float(ctx.total_queued_requests or 0.0),
+        )
+        decision = decide(signals, state, self.target)
+        if decision.replicas != ctx.target_num_replicas:
+            self._tell(ctx, decision)
+        return decision.replicas, {"state": decision.state, "tally": tally}
+
+    def _tell(self, ctx: AutoscalingContext, decision: Decision) -> None:
+        LOGGER.info(
+            "factory scales %s from %d to %d replicas: %s",
+            ctx.deployment_name,
+            ctx.target_num_replicas,
+            decision.replicas,
+            "; ".join(decision.reasons),
+        )
+        if self._gauge is None:
+            from ray.util.metrics import Counter
+
+            self._gauge = Counter(
+                "factory_scaling_decisions",
+                description="Changes of a deployment's replicas, by direction.",
+                tag_keys=("deployment", "direction"),
+            )
+        direction = "up" if decision.replicas > ctx.target_num_replicas else "down"
+        self._gauge.inc(1, tags={"deployment": ctx.deployment_name, "direction": direction})
+
+
+def latest_reports(raw: Mapping[str, Mapping[Any, Any]]) -> dict[str, ReplicaSignals]:
+    """The newest report of each replica, from Serve's `metric -> replica -> time series`."""
+    stats: dict[str, dict[str, float]] = {}
+    for metric, replicas in raw.items():
+        for replica, series in replicas.items():
+            if series:
+                newest = series[-1]
+                stats.setdefault(str(replica), {})[metric] = float(newest.value)
+    return {replica: ReplicaSignals.from_stats(found) for replica, found in stats.items()}
