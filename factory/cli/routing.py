@@ -14,7 +14,7 @@ from factory.cli.console import Json, State, emit, progress, state, table
 if TYPE_CHECKING:
     from factory.catalog.objects import ObjectStore
     from factory.config import Settings
-    from factory.embedding import StaticEmbedder
+    from factory.embedding import Encoder, StaticEmbedder
     from factory.ledger.store import Ledger
     from factory.routing.calibration import Target, Threshold
     from factory.routing.fitted import Fitted
@@ -35,6 +35,14 @@ def fit(
             "weak_correct, strong_correct; default: the ledger's own outcomes."
         ),
     ] = None,
+    encoder: Annotated[
+        bool,
+        typer.Option(
+            "--encoder",
+            help="Also fit a second router on the catalog's encoder (about 20 prompts a second); "
+            "the gateway asks it only where that pays. Needs --data.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the split and of the folds.")] = 0,
     json: Json = False,
 ) -> None:
@@ -51,10 +59,13 @@ def fit(
         embedder = _embedder(this.settings, store, tell)
         labelled = _labelled(this, endpoint, data, tiers, embedder.dimensions)
         router, held = fitted.train(labelled, embedder, seed, tell)
+        deep = None
+        if encoder:
+            name, real = _encoder(this.settings, store, tell)
+            deep = fitted.train_deep(labelled, embedder, real, name, held, seed, tell)
         source = str(data) if data else "ledger"
-        stored = fitted.keep(
-            store, endpoint, router, held, {"source": source, "n": router.meta.n, "seed": seed}
-        )
+        about = {"source": source, "n": router.meta.n, "seed": seed}
+        stored = fitted.keep(store, endpoint, router, held, about, deep)
     if json:
         emit(
             {
@@ -63,6 +74,7 @@ def fit(
                 "tiers": router.meta.tiers,
                 "n": router.meta.n,
                 "held_out": len(held.good),
+                "encoder": deep and {"model": deep.model, "spread": deep.spread, "ms": deep.ms},
                 "memory_bytes": router.nbytes,
                 "reasons": router.meta.reasons,
             }
@@ -70,6 +82,11 @@ def fit(
         return
     for reason in router.meta.reasons:
         typer.echo(reason)
+    if deep is not None:
+        typer.echo(
+            f"second router on {deep.model}: {deep.ms:.0f} ms a prompt, its gain differs by "
+            f"{deep.spread:.3f} from the first one's"
+        )
     typer.echo(
         f"router {stored.hash[:16]} for {endpoint}: {len(held.good)} prompts held out; now run "
         f"`factory routing report --endpoint {endpoint}` and `factory routing calibrate`"
@@ -116,7 +133,9 @@ def calibrate(
     prices = _prices(this.settings, endpoint, prompt_tokens, completion_tokens)
     with this.ledger() as ledger:
         if kind == "router":
-            found, detail = _router(this.settings, endpoint, target, prices, confidence)
+            found, detail = _router(
+                this.settings, endpoint, target, prices, confidence, prompt_tokens
+            )
         else:
             found, detail = _confidence(ledger, endpoint, data, target, prices, confidence)
         saved = None
@@ -160,9 +179,10 @@ def report(
     this = state(context)
     fitted = _newest(this.settings, endpoint)
     held = fitted.held
-    found = compare(
-        {"router": held.p_good[:, -1] - held.p_good[:, 0]}, held.good[:, 0], held.good[:, -1]
-    )
+    scores = {"router": held.p_good[:, -1] - held.p_good[:, 0]}
+    if fitted.deep is not None:
+        scores["with encoder"] = fitted.deep.p_good[:, -1] - fitted.deep.p_good[:, 0]
+    found = compare(scores, held.good[:, 0], held.good[:, -1])
     if out is not None:
         plot(found, out)
     if json:
@@ -196,6 +216,15 @@ def _embedder(settings: Settings, store: ObjectStore, tell: Any) -> StaticEmbedd
     from factory.embedding import StaticEmbedder, installed
 
     return StaticEmbedder.load(installed.make(settings, store, tell).path)
+
+
+def _encoder(settings: Settings, store: ObjectStore, tell: Any) -> tuple[str, Encoder]:
+    from factory.catalog import pull
+    from factory.embedding import Encoder, installed
+
+    name = installed.encoder_name(settings)
+    assert name is not None, "the static embedder was made from it"
+    return name, Encoder.load(pull.pull(settings, name, store, tell).path)
 
 
 def _labelled(
@@ -264,8 +293,10 @@ def _router(
     target: Target,
     prices: Mapping[int, int],
     confidence: float,
+    prompt_tokens: int,
 ) -> tuple[Threshold, dict[str, Any]]:
     from factory.routing.calibration import router_threshold
+    from factory.routing.encoder import band
     from factory.routing.errors import RoutingError
 
     fitted = _newest(settings, endpoint)
@@ -273,10 +304,20 @@ def _router(
     if not set(meta.tiers) <= prices.keys():
         raise RoutingError(f"the router of '{endpoint}' is for tiers {list(meta.tiers)}: fit again")
     cost = [float(prices[tier]) for tier in meta.tiers]
+    deep, second = fitted.deep, None
+    if deep is not None and deep.model in settings.models:
+        price = settings.models[deep.model].price.nano_usd(prompt_tokens, 0)
+        margin = band(deep.spread, max(cost), min(cost), price)
+        second = (deep.p_good, margin, float(price))
     found = router_threshold(
-        fitted.held.p_good, fitted.held.good, cost, meta.grid, target, confidence
+        fitted.held.p_good, fitted.held.good, cost, meta.grid, target, confidence, second
     )
-    return found, {"router": fitted.stored.hash, "tiers": list(meta.tiers), "prices_nusd": cost}
+    return found, {
+        "router": fitted.stored.hash,
+        "tiers": list(meta.tiers),
+        "prices_nusd": cost,
+        "encoder": deep.model if deep is not None and second is not None else None,
+    }
 
 
 def _confidence(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -65,6 +65,8 @@ class Computation:
     """Puts a finished answer into the caches."""
     learned: Callable[[Call], Learned]
     """What was learned and calibrated for a call's endpoint."""
+    deepen: Callable[[Journey, Call, Learned], Awaitable[Learned]]
+    """Looks again with an encoder, where that pays."""
     sample: Callable[[Journey, Call], None]
     """Notes what a router can learn from a finished request."""
 
@@ -82,7 +84,7 @@ class Computation:
                     yield part
 
     async def _answer(self, journey: Journey, call: Call) -> AsyncGenerator[Yielded, None]:
-        learned = self.learned(call)
+        learned = await self.deepen(journey, call, self.learned(call))
         planned = await plan(
             call,
             self.settings.routing,

@@ -62,6 +62,11 @@ class Experience:
         """Note when a stream gave its first token."""
         self._means.setdefault((endpoint, tier), _Means()).add(ttft_ms=ttft_ms)
 
+    def ttft_ms(self, endpoint: str, tier: int) -> float:
+        """Usual time to the first token, or to the whole answer; 0 while nothing is known."""
+        means = self._means.get((endpoint, tier))
+        return (means.ttft_ms or means.answer_ms) if means else 0.0
+
     def worth(
         self, call: Call, cheap: int, dear: int, prompt_tokens: int, estimate: Estimate | None
     ) -> Worth | None:

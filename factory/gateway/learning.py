@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from factory.routing import fitted
 from factory.routing.calibration import outdated, subject
 from factory.routing.errors import RoutingError
 from factory.routing.estimate import Estimate
+from factory.routing.fitted import Deep
 from factory.routing.learned import Router
 from factory.routing.threshold import Threshold
 
@@ -50,6 +51,8 @@ class Learned:
     """An open model's answer whose confidence is lower asks for the next tier."""
     estimate: Estimate | None = None
     """What the router thinks of the prompt; None without one."""
+    deep: Deep | None = None
+    """The router that sees an encoder's vector too; None without one."""
     router_threshold: float | None = None
     """How much more a higher tier must promise; None without a calibration that holds."""
 
@@ -61,6 +64,7 @@ class _Known:
     confidence: Calibration | None = None
     router: Calibration | None = None
     fitted: Router | None = None
+    deep: Deep | None = None
     hash: str = ""
 
 
@@ -86,9 +90,11 @@ class Learning:
         now = subject(_versions(call.served))
         sure = _value(known.confidence, now)
         threshold = _value(known.router, now) if routing.learned else None
+        estimate = None if threshold is None else _estimate(known.fitted, call)
         return Learned(
             confidence_threshold=routing.confidence_threshold if sure is None else sure,
-            estimate=None if threshold is None else _estimate(known.fitted, call),
+            estimate=estimate,
+            deep=None if estimate is None else known.deep,
             router_threshold=threshold,
         )
 
@@ -139,8 +145,17 @@ class Learning:
         stored = self._store.find(fitted.KIND, name) if calibrated else None
         if calibrated is None or stored is None or stored.hash != calibrated.detail["router"]:
             return _Known(confidence=confidence)
-        router = before.fitted if before.hash == stored.hash else fitted.read(stored).router
-        return _Known(confidence=confidence, router=calibrated, fitted=router, hash=stored.hash)
+        if before.hash == stored.hash:
+            return replace(before, confidence=confidence, router=calibrated)
+        found = fitted.read(stored)
+        deep = found.deep if calibrated.detail.get("encoder") else None
+        return _Known(
+            confidence=confidence,
+            router=calibrated,
+            fitted=found.router,
+            deep=deep,
+            hash=stored.hash,
+        )
 
 
 def _versions(served: Mapping[int, Served]) -> dict[str, str]:

@@ -32,6 +32,7 @@ from factory.gateway.call import Asked, Call, Q, Request, scopes, tightest
 from factory.gateway.cascade import Patience
 from factory.gateway.clock import Clock
 from factory.gateway.computation import Computation, Part
+from factory.gateway.deepening import Deepening
 from factory.gateway.embedding import Embedding
 from factory.gateway.embeddings import parse_embeddings
 from factory.gateway.errors import ApiError
@@ -129,6 +130,10 @@ class Gateway:
         purses = Purses(bank=writer, review=self.reviews.hold, budgets=configured(settings))
         breakers = Breakers(settings.routing.breaker, clock.monotonic)
         patience = patience or Patience()
+        experience = Experience()
+        deepening = Deepening(
+            serving=serving, experience=experience, breakers=breakers, purses=purses
+        )
         self._computation = Computation(
             settings=settings,
             settlement=self._settlement,
@@ -138,7 +143,7 @@ class Gateway:
                 monotonic=clock.monotonic,
             ),
             breakers=breakers,
-            experience=Experience(),
+            experience=experience,
             patience=patience,
             jitter=jitter,
             patterns=tuple(re.compile(one) for one in settings.routing.hard_patterns),
@@ -146,6 +151,7 @@ class Gateway:
             screening=self._guarding.screening,
             keep=self._tier0.keep,
             learned=self._learning.of,
+            deepen=deepening.look,
             sample=self._sample,
         )
         self._embedding = Embedding(

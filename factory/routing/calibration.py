@@ -51,6 +51,7 @@ def router_threshold(
     grid: Sequence[float],
     target: Target,
     confidence: float = CONFIDENCE,
+    second: tuple[ArrayLike, float, float] | None = None,
 ) -> Threshold:
     """The threshold on the gain (see `picks`) that meets `target` best.
 
@@ -58,6 +59,8 @@ def router_threshold(
     (tiers) the expected nano-dollars of a request by tier, ascending tiers throughout. `grid` are
     thresholds fixed without these labels (`Router.grid`). A quality target takes the cheapest
     certified threshold, a cost target the best one. The data must not have trained the router.
+    `second` has the estimates of a router that decides where the first one's gain is nearer to the
+    threshold than a margin, then that margin, and the price of asking it.
     """
     estimates, labels = _matrix(p_good, "p_good"), _matrix(good, "good")
     cost = _finite(prices, "prices")
@@ -69,11 +72,17 @@ def router_threshold(
     points = []
     for value in sorted({float(one) for one in grid}, reverse=target.kind == "cost"):
         tier = picks(estimates, value)
+        asked = np.zeros(len(rows), dtype=bool)
+        if second is not None:
+            asked = near(estimates, value, second[1])
+            tier = np.where(asked, picks(second[0], value), tier)
         quality = labels[rows, tier]
         cheap = float(np.mean(tier == 0)) if len(rows) else 0.0
         merit = float(quality.mean()) if len(rows) else 0.0
-        points.append(Point(value, quality, cost[tier], cheap, merit))
-    return choose(points, target, confidence, (float(cost.min()), float(cost.max())))
+        paid = cost[tier] + asked * (0.0 if second is None else second[2])
+        points.append(Point(value, quality, paid, cheap, merit))
+    dearest = float(cost.max()) + (0.0 if second is None else second[2])
+    return choose(points, target, confidence, (float(cost.min()), dearest))
 
 
 def confidence_threshold(
@@ -139,6 +148,13 @@ def picks(p_good: ArrayLike, threshold: float) -> NDArray[np.intp]:
     fine[:, -1] = True
     chosen: NDArray[np.intp] = np.argmax(fine, axis=1)
     return chosen
+
+
+def near(p_good: ArrayLike, threshold: float, margin: float) -> NDArray[np.bool_]:
+    """Rows in which a tier's gain lies within `margin` of the threshold (`Estimate.margin`)."""
+    apart = np.abs(gains(p_good)[:, :-1] - threshold)
+    found: NDArray[np.bool_] = apart.min(axis=1, initial=np.inf) <= margin
+    return found
 
 
 def subject(versions: Mapping[str, str]) -> str:

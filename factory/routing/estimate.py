@@ -35,3 +35,8 @@ class Estimate:
         known = dict(self.p_good)
         above = [p for other, p in self.p_good if other > tier]
         return max(above) - known[tier] if above and tier in known else 0.0
+
+    def margin(self, threshold: float) -> float:
+        """How far the gain that decides lies from `threshold`: the least distance of any tier's."""
+        tiers = [tier for tier, _ in self.p_good][:-1]
+        return min((abs(self.gain(tier) - threshold) for tier in tiers), default=1.0)

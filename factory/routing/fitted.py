@@ -3,14 +3,17 @@
     keep(store, "helpdesk", router, held, meta={"source": "labels.parquet"})
     fitted = newest(store, "helpdesk")           # None when nothing was fitted
     fitted.router.predict(text, embedding); fitted.held.p_good
+    fitted.deep.router.predict(text, joined(embedding, vector))     # with an encoder; may be None
 
 The held-out rows are estimates and labels only: calibration and report need no prompt again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 
 from factory.catalog.objects import Object, ObjectStore
 from factory.routing import learned
+from factory.routing.calibration import gains
 from factory.routing.errors import RoutingError
 from factory.routing.labels import Table
 from factory.routing.learned import Embedder, Router
@@ -29,9 +33,30 @@ KIND = "routers"
 HELD = 0.3
 """Share of the labelled prompts that no router is fitted on, to calibrate and to report with."""
 
+TIMED = 20
+"""Prompts that the encoder is timed with."""
+
 _FILE = "held.safetensors"
+_DEEP = "deep"
+_ENCODER = "encoder.json"
+_BLOCK = 256
 
 Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Deep:
+    """A second router, which sees an encoder's vector beside the static one."""
+
+    router: Router
+    model: str
+    """The encoder's name in the catalog."""
+    p_good: Floats
+    """(n, tiers): what it said of the held-out prompts."""
+    spread: float
+    """Standard deviation of its gain around the first router's, on those prompts."""
+    ms: float
+    """Median milliseconds of the encoder for one prompt, when the router was fitted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,6 +75,8 @@ class Fitted:
 
     router: Router
     held: Held
+    deep: Deep | None
+    """None unless it was fitted with an encoder."""
     stored: Object
     """Its place in the object store; the hash names it in a calibration."""
 
@@ -70,8 +97,60 @@ def train(
     return router, Held(p_good=router.predict_many(rest.prompts, vectors), good=rest.good)
 
 
+def joined(static: Floats, encoded: Floats) -> Floats:
+    """The vector that a deep router takes: (…, dimensions of both)."""
+    both: Floats = np.concatenate([static, encoded], axis=-1).astype(np.float32, copy=False)
+    return both
+
+
+def train_deep(
+    table: Table,
+    embedder: Embedder,
+    encoder: Embedder,
+    model: str,
+    held: Held,
+    seed: int,
+    progress: learned.Progress,
+) -> Deep:
+    """A second router on the same split as `train`. Raises `RoutingError` without prompts."""
+    if table.prompts is None:
+        raise RoutingError(
+            "an encoder needs prompts, and the ledger keeps none: give a labelled table (--data)"
+        )
+    fitting, rest = table.split(1 - HELD, seed)
+    rest = rest.rows(rest.complete())
+    taken = []
+    for text in (fitting.prompts or ())[:TIMED]:
+        begun = time.perf_counter()
+        encoder.encode([text])
+        taken.append((time.perf_counter() - begun) * 1000)
+
+    def vectors(texts: Sequence[str]) -> Floats:
+        parts = []
+        for start in range(0, len(texts), _BLOCK):
+            parts.append(encoder.encode(texts[start : start + _BLOCK]))
+            progress(f"encoded {min(start + _BLOCK, len(texts))} of {len(texts)} prompts")
+        return joined(embedder.encode(texts), np.concatenate(parts))
+
+    seen = replace(fitting, embeddings=vectors(fitting.prompts or ()))
+    router = learned.fit(seen, None, seed, progress)
+    p_good = np.zeros((0, len(table.tiers)), np.float32)
+    if len(rest):
+        p_good = router.predict_many(rest.prompts, vectors(rest.prompts or ()))
+    apart = gains(p_good)[:, :-1] - gains(held.p_good)[:, :-1]
+    spread = float(apart.std()) if apart.size else 0.0
+    return Deep(
+        router=router, model=model, p_good=p_good, spread=spread, ms=float(np.median(taken))
+    )
+
+
 def keep(
-    store: ObjectStore, endpoint: str, router: Router, held: Held, meta: Mapping[str, Any]
+    store: ObjectStore,
+    endpoint: str,
+    router: Router,
+    held: Held,
+    meta: Mapping[str, Any],
+    deep: Deep | None = None,
 ) -> Object:
     """Store a router for an endpoint. Raises `CatalogError` when that fails."""
     from safetensors.numpy import save_file
@@ -79,6 +158,12 @@ def keep(
     def fill(folder: Path) -> None:
         router.save(folder)
         arrays = {"p_good": held.p_good, "good": held.good}
+        if deep is not None:
+            (folder / _DEEP).mkdir()
+            deep.router.save(folder / _DEEP)
+            about = {"model": deep.model, "spread": deep.spread, "ms": deep.ms}
+            (folder / _DEEP / _ENCODER).write_text(json.dumps(about) + "\n", "utf-8")
+            arrays["p_deep"] = deep.p_good
         save_file(
             {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()},
             str(folder / _FILE),
@@ -101,9 +186,29 @@ def read(stored: Object) -> Fitted:
     try:
         arrays = load_file(str(stored.path / _FILE))
         held = Held(p_good=arrays["p_good"], good=arrays["good"])
+        deep = _deep(stored.path / _DEEP, arrays)
+    except RoutingError:
+        raise
     except Exception as error:  # safetensors raises its own
         raise RoutingError(f"'{stored.path / _FILE}' cannot be read: {error}") from error
     tiers = len(router.meta.tiers)
     if held.p_good.shape != held.good.shape or held.good.shape[1:] != (tiers,):
         raise RoutingError(f"'{stored.path / _FILE}' does not fit its router: fit it again")
-    return Fitted(router=router, held=held, stored=stored)
+    if deep is not None and (
+        deep.p_good.shape != held.good.shape or deep.router.meta.tiers != router.meta.tiers
+    ):
+        raise RoutingError(f"'{stored.path / _DEEP}' does not fit its router: fit it again")
+    return Fitted(router=router, held=held, deep=deep, stored=stored)
+
+
+def _deep(folder: Path, arrays: Mapping[str, Floats]) -> Deep | None:
+    if not folder.is_dir():
+        return None
+    about = json.loads((folder / _ENCODER).read_text("utf-8"))
+    return Deep(
+        router=learned.load(folder),
+        model=str(about["model"]),
+        p_good=arrays["p_deep"],
+        spread=float(about["spread"]),
+        ms=float(about["ms"]),
+    )

@@ -141,8 +141,8 @@ class Router:
     @property
     def parts(self) -> dict[str, Member]:
         """All members by name, in the order of `mix`."""
-        rest = {"kernel": self.kernel, "neighbours": self.neighbours, "trees": self.trees}
-        return {**self.hashed, **rest}
+        rest: dict[str, Member] = {"kernel": self.kernel, "neighbours": self.neighbours}
+        return {**self.hashed, **rest, "trees": self.trees}
 
     @property
     def nbytes(self) -> int:

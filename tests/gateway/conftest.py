@@ -22,7 +22,7 @@ from factory.embedding.static import StaticEmbedder
 from factory.gateway.app import build_app
 from factory.gateway.cascade import Patience
 from factory.gateway.clock import Clock
-from factory.gateway.engine import EngineError
+from factory.gateway.engine import EmbeddingEngine, EngineError
 from factory.gateway.meaning import Meaning
 from factory.gateway.pipeline import Gateway
 from factory.gateway.provider import OpenAIEngine
@@ -136,11 +136,15 @@ def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @asynccontextmanager
 async def made(
-    folder: Path, config: str = CONFIG, embedder: StaticEmbedder | None = None, version: str = "1"
+    folder: Path,
+    config: str = CONFIG,
+    embedder: StaticEmbedder | None = None,
+    version: str = "1",
+    encoder: EmbeddingEngine | None = None,
 ) -> AsyncIterator[World]:
     """A world from a configuration; its ledger is `folder/ledger.db`, which may exist already.
 
-    `version` is that of the small model's weights.
+    `version` is that of the small model's weights; `encoder` answers instead of a `Spelling`.
     """
     settings = parse(config, "test", folder, {})
     ledger = open_ledger(f"sqlite:///{folder / 'ledger.db'}")
@@ -172,19 +176,19 @@ async def made(
             external=True,
         ),
     }
-    encoder = Served(
+    embeds = Served(
         model="encoder",
         tier=1,
         version="1",
         label="encoder",
         price=settings.models["encoder"].price,
-        embedder=Spelling(),
+        embedder=encoder or Spelling(),
         max_model_len=256,
     )
     serving = {
         name: {tier: rungs[tier] for tier in endpoint.tiers if tier}
         if endpoint.task == "generate"
-        else {1: encoder}
+        else {1: embeds}
         for name, endpoint in settings.endpoints.items()
     }
     writer = LedgerWriter(ledger, budgets=configured(settings))

