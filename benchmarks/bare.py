@@ -10,6 +10,7 @@ line that runs, with the same HTTP server as the gateway.
 from __future__ import annotations
 
 import sys
+import time
 from typing import Annotated, Any
 
 import ray
@@ -58,8 +59,10 @@ class Thin:
         async def chat(request: Any) -> JSONResponse:
             body = await request.json()
             body.pop("model")
+            begun = time.perf_counter()
             answer: dict[str, Any] = await engine.remote(body)
-            return JSONResponse(answer, 500 if "error" in answer else 200)
+            took = {"x-engine-ms": f"{(time.perf_counter() - begun) * 1000:.3f}"}
+            return JSONResponse(answer, 500 if "error" in answer else 200, took)
 
         web = Starlette(routes=[Route(ROUTE, chat, methods=["POST"])])
         self._listener = Listener(web, HOST, port)

@@ -26,7 +26,9 @@ from factory.gateway.pipeline import Gateway
 from factory.gateway.provider import serve_provider
 from factory.gateway.served import Served, Turns
 from factory.ledger.budgets import configured
-from factory.ledger.store import open_ledger
+from factory.ledger.journal import Journal
+from factory.ledger.store import Ledger, open_ledger
+from factory.ledger.till import Till
 from factory.ledger.writer import LedgerWriter
 from serve_apps.alerting import Alerting
 from serve_apps.embedder import RayEmbedder, embedder_app
@@ -62,9 +64,7 @@ class GatewayApp:
         settings = load(Path(config) if config else None, os.environ | {"FACTORY_HOME": home})
         self._ledger = open_ledger(settings.database_url)
         self._alerting = Alerting(settings.alerts)
-        self._writer = LedgerWriter(
-            self._ledger, budgets=configured(settings), on_alert=self._alerting.tell
-        )
+        self._books = _books(settings, self._ledger, self._alerting)
         counters = {one.path: _counter(one.path) for one in _plans(planned) if _counted(one)}
 
         def served(one: TierPlan) -> Served:
@@ -75,7 +75,7 @@ class GatewayApp:
         self._gateway = Gateway(
             settings,
             self._ledger,
-            self._writer,
+            self._books,
             {
                 endpoint: {tier: served(one) for tier, one in ladder.items()}
                 for endpoint, ladder in planned.tiers.items()
@@ -84,7 +84,7 @@ class GatewayApp:
             meaning=Meaning(settings, self._ledger, embedder, clock) if embedder else None,
             clock=clock,
         )
-        await self._writer.start()
+        await self._books.start()
         self._listener = Listener(build_app(self._gateway), settings.gateway.host, port)
         await self._listener.start()
 
@@ -96,9 +96,16 @@ class GatewayApp:
     async def __del__(self) -> None:
         await self._listener.stop(SHUTDOWN_S - 5)
         await self._gateway.drain()
-        await self._writer.close()
+        await self._books.close()
         await self._alerting.drain()
         self._ledger.close()
+
+
+def _books(settings: Settings, ledger: Ledger, alerting: Alerting) -> LedgerWriter | Till:
+    writer = LedgerWriter(ledger, budgets=configured(settings), on_alert=alerting.tell)
+    if not settings.gateway.journal:
+        return writer
+    return Till(writer, Journal(settings.home / "run" / "journals", writer.holder))
 
 
 def _plans(planned: ServingPlan) -> list[TierPlan]:

@@ -20,6 +20,10 @@ import uvicorn
 
 _BACKLOG = 2048
 
+_KEEP_ALIVE_S = 75
+"""Seconds that an idle connection stays open: longer than clients keep theirs, so that none is
+closed just when it is used again."""
+
 
 class Listener:
     """uvicorn in the event loop of a replica."""
@@ -36,6 +40,7 @@ class Listener:
                 access_log=False,
                 log_level="warning",
                 server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
             )
         )
         self._task: asyncio.Task[None] | None = None

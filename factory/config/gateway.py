@@ -17,6 +17,9 @@ class Gateway(Section):
     replicas: int = Field(default=1, ge=1)
     """Gateway processes. Each enforces its share of the rates and of the parallel requests;
     budgets are exact over all of them. More than one needs a PostgreSQL `database` to be fast."""
+    journal: bool = True
+    """Settle answers in a journal on disk, and in the database a moment later; grant from leases of
+    the budgets. Off, every answer waits for the database twice."""
     max_body_bytes: int = Field(default=1_000_000, ge=1)
     """A larger request body is refused with 413."""
     max_parallel_requests: int = Field(default=128, ge=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import Field
@@ -18,7 +18,7 @@ from factory.gateway.fields import Parser, Strict
 from factory.ledger.errors import LedgerError, LedgerUnavailable
 from factory.ledger.keys import ApiKey
 from factory.ledger.outcomes import MAX_MINUTES, Outcome, record_outcome
-from factory.ledger.store import Ledger
+from factory.ledger.store import Entry, Ledger
 
 
 def new_id() -> str:
@@ -41,11 +41,18 @@ class OutcomeBody(Strict):
 _OUTCOMES = Parser(OutcomeBody)
 
 
+Find = Callable[[str], Awaitable[Entry | None]]
+
+
 class Outcomes:
     """The outcomes of one ledger."""
 
-    def __init__(self, ledger: Ledger, clock: Clock, ids: Callable[[], str] = new_id) -> None:
+    def __init__(
+        self, ledger: Ledger, clock: Clock, find: Find, ids: Callable[[], str] = new_id
+    ) -> None:
+        """`find` gives a settled request, also one that is being written."""
         self._ledger = ledger
+        self._find = find
         self._clock = clock
         self._ids = ids
 
@@ -64,7 +71,7 @@ class Outcomes:
             )
         except LedgerError as error:
             raise ApiError(400, "invalid_value", str(error)) from error
-        found = await asyncio.to_thread(self._ledger.request, said.request_id)
+        found = await self._find(said.request_id)
         if found is None or found[0].team != key.team:
             raise ApiError(
                 404, "request_not_found", f"your team has no request '{said.request_id[:80]}'"

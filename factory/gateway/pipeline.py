@@ -17,7 +17,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from cachetools import LRUCache
 from pydantic_core import to_json
@@ -39,12 +39,12 @@ from factory.gateway.errors import ApiError
 from factory.gateway.experience import Experience
 from factory.gateway.flights import Boarding, Flights
 from factory.gateway.guarding import Guarding
-from factory.gateway.journey import Journey
+from factory.gateway.journey import Journey, Recorder
 from factory.gateway.keeper import Keeper
 from factory.gateway.learning import Learning
 from factory.gateway.meaning import Meaning
 from factory.gateway.outcomes import Outcomes
-from factory.gateway.purse import Purses
+from factory.gateway.purse import Bank, Purses
 from factory.gateway.rates import Rates, refusal
 from factory.gateway.replies import Rendered, Stamp, error_event, relayed, render
 from factory.gateway.reviews import Reviews, answer_of, request_of, shown
@@ -57,8 +57,8 @@ from factory.ledger.budgets import configured
 from factory.ledger.keys import ApiKey, list_keys
 from factory.ledger.report import explain
 from factory.ledger.reviews import Review
-from factory.ledger.store import Ledger
-from factory.ledger.writer import LedgerWriter
+from factory.ledger.store import Entry, Ledger
+from factory.ledger.till import LATEST_S
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
@@ -91,6 +91,14 @@ Opening = Callable[[], Coroutine[Any, Any, Reply | Events]]
 """Begins a stream when called. Cancelling it leaves the answer to the others who wait for it."""
 
 
+class Books(Bank, Recorder, Protocol):
+    """Where money is held and requests are settled: a `LedgerWriter`, or a `Till` before one."""
+
+    async def flush(self) -> None:
+        """Return when everything recorded so far can be read. Raises `LedgerError`."""
+        ...
+
+
 class Gateway:
     """Answers requests for the endpoints of one configuration."""
 
@@ -98,7 +106,7 @@ class Gateway:
         self,
         settings: Settings,
         ledger: Ledger,
-        writer: LedgerWriter,
+        books: Books,
         serving: Serving,
         *,
         pinned: Pinned | None = None,
@@ -113,6 +121,7 @@ class Gateway:
         self.serving = serving
         self.pinned = pinned or {}
         self._ledger = ledger
+        self._books = books
         self._clock = clock = clock or Clock()
         self._ids = ids
         self._keys = access.Keys(ledger, clock)
@@ -121,13 +130,13 @@ class Gateway:
         self._rates = Rates(share=1 / settings.gateway.replicas)
         self._flights: Flights[Part, cache.Entry] = Flights()
         self._keeper = Keeper(ledger, settings.cache.max_entries, clock.now)
-        self._settlement = Settlement(writer)
+        self._settlement = Settlement(books)
         self.reviews = Reviews(ledger, clock)
-        self.outcomes = Outcomes(ledger, clock)
+        self.outcomes = Outcomes(ledger, clock, self._settled)
         self._guarding = Guarding(settings, self.reviews)
         self._tier0 = Tier0(settings, ledger, clock, self._keeper, self._guarding.mark, meaning)
         self._learning = Learning(settings, ledger, ObjectStore(settings.objects), clock)
-        purses = Purses(bank=writer, review=self.reviews.hold, budgets=configured(settings))
+        purses = Purses(bank=books, review=self.reviews.hold, budgets=configured(settings))
         breakers = Breakers(settings.routing.breaker, clock.monotonic)
         patience = patience or Patience()
         experience = Experience()
@@ -378,12 +387,21 @@ class Gateway:
     async def explain(self, authorization: str | None, request_id: str) -> dict[str, Any]:
         """A request of the caller's own team and its charges. Raises `ApiError` 401, 404."""
         key = await self._keys.check(authorization)
-        found = await asyncio.to_thread(self._ledger.request, request_id)
+        found = await self._settled(request_id)
         if found is None or found[0].team != key.team:
             raise ApiError(
                 404, "request_not_found", f"your team has no request '{request_id[:80]}'"
             )
         return explain(*found).as_dict()
+
+    async def _settled(self, request_id: str) -> Entry | None:
+        """A request that was answered, by whichever replica."""
+        await self._books.flush()
+        found = await asyncio.to_thread(self._ledger.request, request_id)
+        if found is None and self.settings.gateway.replicas > 1:
+            await asyncio.sleep(2 * LATEST_S)
+            found = await asyncio.to_thread(self._ledger.request, request_id)
+        return found
 
     async def ready(self) -> readiness.Readiness:
         """Whether the ledger and the models answer."""

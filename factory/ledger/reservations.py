@@ -42,6 +42,9 @@ SETTLED = Grant(
 )
 """The answer to a request that is in the ledger when it asks for money."""
 
+LEASE = "lease-"
+"""How the reservations begin that no request holds, but a gateway for requests to come."""
+
 _CHUNK = 500
 
 
@@ -118,8 +121,8 @@ def reserve(
     nothing. Raises `LedgerError` when a request_id is held for another request.
     """
     names = {item.request_id for item in wanted}
-    rows, over = _held(connection, names), _recorded(connection, names)
-    amounts = _opened(connection, wanted)
+    rows, over = held_rows(connection, names), _recorded(connection, names)
+    amounts = opened(connection, wanted)
     totals = {name: row.amount_nusd for name, row in rows.items()}
     owners = {name: _owner(row) for name, row in rows.items()}
     changes: dict[Place, Amounts] = {}
@@ -136,7 +139,7 @@ def reserve(
                 "use a new request_id for a new request"
             )
         growth = item.amount_nusd - totals.get(item.request_id, 0)
-        standings = _standings(item, amounts)
+        standings = standings_of(item, amounts)
         grant = GRANTED if item.free else decide(standings, growth, approved=item.approved)
         ruling.grants.append(grant)
         if not grant.granted:
@@ -256,7 +259,7 @@ def _orphaned(
         Event(
             created_at=now,
             actor="system",
-            action=action,
+            action="lease.returned" if row.request_id.startswith(LEASE) else action,
             subject=row.request_id,
             detail={
                 "holder": row.holder,
@@ -296,7 +299,7 @@ def _spread(
     return changes
 
 
-def _opened(connection: Connection, wanted: Sequence[Reservation]) -> dict[Place, Amounts]:
+def opened(connection: Connection, wanted: Sequence[Reservation]) -> dict[Place, Amounts]:
     """The rows of `spend` that the reservations touch, the bounded ones made where missing."""
     touched: dict[Place, None] = {}
     needed: dict[Place, None] = {}
@@ -308,7 +311,8 @@ def _opened(connection: Connection, wanted: Sequence[Reservation]) -> dict[Place
     return spend.opened(connection, touched | needed, needed)
 
 
-def _standings(item: Reservation, amounts: Mapping[Place, Amounts]) -> list[Standing]:
+def standings_of(item: Reservation, amounts: Mapping[Place, Amounts]) -> list[Standing]:
+    """How the budgets of a reservation stand, by the rows that `opened` found."""
     return [
         standing(place, amounts[place], limit, budget.at_limit)
         for scope, budget in item.budgets.items()
@@ -317,7 +321,8 @@ def _standings(item: Reservation, amounts: Mapping[Place, Amounts]) -> list[Stan
     ]
 
 
-def _held(connection: Connection, request_ids: Collection[str]) -> dict[str, Row[Any]]:
+def held_rows(connection: Connection, request_ids: Collection[str]) -> dict[str, Row[Any]]:
+    """Those reservations that exist, by request."""
     return {
         row.request_id: row
         for part in _parts(request_ids)

@@ -24,10 +24,11 @@ from sqlalchemy.exc import IntegrityError
 
 from factory.config import Budget
 from factory.ledger import alerts as notices
-from factory.ledger import audit, costs, database, reservations, spend
+from factory.ledger import audit, costs, database, reservations, slices, spend
 from factory.ledger.alerts import Alert
 from factory.ledger.budgets import Grant
 from factory.ledger.errors import LedgerError
+from factory.ledger.leases import Wish
 from factory.ledger.records import ChargeRecord, RequestRecord, check_entry
 from factory.ledger.report import CostsReport
 from factory.ledger.reservations import Reservation
@@ -50,6 +51,8 @@ class Batch:
     """Requests that are over, each with its charges."""
     wanted: Sequence[Reservation] = ()
     """Money to hold; what the entries release is there for it."""
+    leases: Sequence[Wish] = ()
+    """What to make of leases, once the entries are charged and before anything is held."""
     holder: str = ""
     """Who holds the money."""
     beats: bool = False
@@ -68,6 +71,8 @@ class Booked:
 
     grants: list[Grant]
     """One a reservation, in order."""
+    totals: list[int]
+    """What each lease holds now, in order."""
     alerts: list[Alert]
     """Alerts raised for the first time; tell people."""
 
@@ -225,11 +230,13 @@ class Ledger:
         paid = bool(settled) or any(request.cost_nusd for request, _ in ordered)
         times = [request.created_at for request, _ in ordered]
         times += [item.created_at for item in batch.wanted]
+        times += [wish.of.created_at for wish in batch.leases]
         now = batch.now or max(times, default=None)
         alerts: list[Alert] = []
         ruling = reservations.Ruling()
+        totals: list[int] = []
         with self._writing.begin() as connection:
-            if paid or batch.wanted:
+            if paid or batch.wanted or batch.leases:
                 spend.lock(connection)
             fresh = _unseen(connection, ordered) if look else ordered
             if fresh:
@@ -239,16 +246,18 @@ class Ledger:
             if now is not None and paid:
                 requests = [request for request, _ in fresh]
                 alerts = reservations.settle(connection, requests, settled, batch.budgets, now)
+            if now is not None and batch.beats:
+                reservations.beat(connection, batch.holder, now)
+            if batch.leases:
+                totals = slices.resize(connection, batch.leases, batch.holder)
             if now is not None and batch.wanted:
-                if batch.beats:
-                    reservations.beat(connection, batch.holder, now)
                 ruling = reservations.reserve(connection, batch.wanted, batch.holder, now)
             alerts += ruling.alerts
             events = [audit.of_request(request, charges) for request, charges in fresh]
             events += ruling.events
             events += [notices.event(alert) for alert in alerts]
             audit.seal(connection, events)
-        return Booked(grants=ruling.grants, alerts=alerts)
+        return Booked(grants=ruling.grants, totals=totals, alerts=alerts)
 
 
 def _unseen(connection: Connection, ordered: Sequence[Entry]) -> list[Entry]:

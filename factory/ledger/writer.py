@@ -29,6 +29,7 @@ from factory.ledger.alerts import Alert
 from factory.ledger.budgets import GRANTED, Grant
 from factory.ledger.errors import LedgerError, LedgerUnavailable
 from factory.ledger.keys import now
+from factory.ledger.leases import Wish
 from factory.ledger.records import ChargeRecord, RequestRecord, check_entry
 from factory.ledger.reservations import BEAT, SILENCE, Reservation
 from factory.ledger.store import Batch, Entry, Ledger
@@ -70,6 +71,8 @@ class LedgerWriter:
         self._ending: asyncio.Task[None] | None = None
         self._held: set[str] = set()
         self._strays: set[str] = set()
+        self.leased = False
+        """Whether leases are held, so that it beats."""
         self._beat_at: datetime | None = None
         self._met_at: datetime | None = None
         self._meeting_since: datetime | None = None
@@ -111,6 +114,24 @@ class LedgerWriter:
         check_entry(request, charges)
         await self._ask((request, tuple(charges)))
 
+    async def move(self, entries: Sequence[Entry], leases: Sequence[Wish]) -> list[int]:
+        """Charge what leases were spent for, and resize them, in one transaction.
+
+        Returns what each lease holds now. An entry that the ledger refuses is logged and left out.
+        Raises `LedgerUnavailable`, after which all of it must be moved again.
+        """
+        await self.start()
+        for wish in leases:
+            self._budgets.update(wish.of.budgets)
+        alerts: list[Alert] = []
+        totals: list[int] = await self._run(self._moved, entries, leases, alerts)
+        self.leased = any(totals) or (self.leased and not leases)
+        self._tell(alerts)
+        return totals
+
+    async def flush(self) -> None:
+        """Return when everything recorded is in the database, where it is already."""
+
     async def close(self) -> None:
         """Write everything that waits, give back what is still held, then stop.
 
@@ -135,7 +156,7 @@ class LedgerWriter:
         self._met_at = time
         reaps = dead and self._meeting_since is not None and time - self._meeting_since >= SILENCE
         strays = frozenset(self._strays)
-        if self._held or strays or reaps:
+        if self._held or self.leased or strays or reaps:
             await self._run(self._move, time, strays, reaps)
             self._strays -= strays
 
@@ -153,6 +174,45 @@ class LedgerWriter:
             except LedgerError as error:
                 _log.warning("what this gateway held comes back a little later: %s", error)
         self._thread.shutdown()
+
+    def holds(self, request_id: str) -> bool:
+        """Whether a request reserved money here that `record` will release."""
+        return request_id in self._held
+
+    @property
+    def heard_at(self) -> datetime | None:
+        """When the database last heard that this process is alive."""
+        return self._beat_at
+
+    def _moved(
+        self, entries: Sequence[Entry], leases: Sequence[Wish], alerts: list[Alert]
+    ) -> list[int]:
+        time = self._clock()
+        beats = bool(leases) and (self._beat_at is None or time - self._beat_at >= BEAT)
+        batch = Batch(
+            entries=entries,
+            leases=leases,
+            holder=self.holder,
+            beats=beats,
+            held=(),
+            budgets=self._budgets,
+            now=time,
+        )
+        try:
+            booked = self._ledger.book(batch)
+        except LedgerUnavailable:
+            raise
+        except LedgerError as error:
+            if len(entries) <= 1 and not leases:
+                _log.error("a journalled request is not in the ledger: %s", error)
+                return []
+            for entry in entries:
+                self._moved([entry], (), alerts)
+            return self._moved((), leases, alerts) if entries else [0] * len(leases)
+        if beats:
+            self._beat_at = time
+        alerts += booked.alerts
+        return booked.totals
 
     def _move(self, time: datetime, strays: frozenset[str], reaps: bool) -> None:
         self._ledger.beat(self.holder, time, strays=strays, reaps=reaps)

@@ -6,7 +6,7 @@ acknowledged. Request `shared-N` has the same content whoever records it.
 
 With a fourth argument LIMIT it spends: each request reserves `MOST` nano-dollars of a team's day
 budget of LIMIT first, may cost less, and its line is `ID:COST`, or `ID:refused`. Request ids are
-fresh in each process.
+fresh in each process. With a fifth, FOLDER, it does so through a till with its journal there.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import asyncio
 import sys
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 
 from factory.config import NANO, Budget
+from factory.ledger.journal import Journal
 from factory.ledger.records import ChargeRecord, RequestRecord
 from factory.ledger.reservations import Reservation
 from factory.ledger.store import Ledger, open_ledger
+from factory.ledger.till import Till
 from factory.ledger.writer import LedgerWriter
 
 WHEN = datetime(2026, 11, 23, tzinfo=UTC)
@@ -66,7 +69,7 @@ async def run(ledger: Ledger, prefix: str, count: int) -> None:
     await writer.close()
 
 
-async def buy(writer: LedgerWriter, name: str, cost: int, limit: int) -> None:
+async def buy(writer: LedgerWriter | Till, name: str, cost: int, limit: int) -> None:
     budgets = {"team:support": Budget(daily_usd=Decimal(limit) / NANO)}
     wanted = Reservation(request_id=name, created_at=WHEN, amount_nusd=MOST, budgets=budgets, **WHO)
     grant = await writer.reserve(wanted)
@@ -92,8 +95,11 @@ async def buy(writer: LedgerWriter, name: str, cost: int, limit: int) -> None:
     print(f"{name}:{paid if grant.granted else 'refused'}", flush=True)
 
 
-async def spend(ledger: Ledger, prefix: str, count: int, limit: int) -> None:
-    writer = LedgerWriter(ledger, holder=prefix)
+async def spend(ledger: Ledger, prefix: str, count: int, limit: int, folder: str = "") -> None:
+    writer: LedgerWriter | Till = LedgerWriter(ledger, holder=prefix)
+    if folder:
+        writer = Till(writer, Journal(Path(folder), prefix))  # type: ignore[arg-type]
+        await writer.start()
     numbers = iter(range(count))
 
     async def work() -> None:
@@ -110,6 +116,6 @@ if __name__ == "__main__":
     print("open", flush=True)
     sys.stdin.readline()
     if limit:
-        asyncio.run(spend(opened, prefix, int(count), int(limit[0])))
+        asyncio.run(spend(opened, prefix, int(count), int(limit[0]), *limit[1:]))
     else:
         asyncio.run(run(opened, prefix, int(count)))

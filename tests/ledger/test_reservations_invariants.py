@@ -16,15 +16,18 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from factory.config import Budget
 from factory.ledger import spend
 from factory.ledger.budgets import bounded
+from factory.ledger.journal import Journal
 from factory.ledger.reservations import SILENCE, Reservation
 from factory.ledger.schema import RESERVATIONS, SPEND
 from factory.ledger.store import Batch, Entry, Ledger, open_ledger
+from factory.ledger.till import Till
 from factory.ledger.writer import LedgerWriter
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -182,10 +185,16 @@ async def test_gateways_at_once_never_overspend(url: str, entry: Make, wanted: W
         ledger.close()
 
 
-def test_killed_gateways_lose_nothing_and_hold_nothing(url: str) -> None:
-    limit, after = 1_500, 20
+@pytest.mark.parametrize("through_tills", [False, True])
+def test_killed_gateways_lose_nothing_and_hold_nothing(
+    url: str, tmp_path: Path, through_tills: bool
+) -> None:
+    limit, after = (6_000, 200) if through_tills else (1_500, 20)
+    count = 1_000 if through_tills else 300
+    more = (str(tmp_path / "journals"),) if through_tills else ()
     spenders = [
-        spender(url, name, 10_000 if name == "dead" else 300, limit) for name in ("dead", "a", "b")
+        spender(url, name, 10_000 if name == "dead" else count, limit, *more)
+        for name in ("dead", "a", "b")
     ]
     heard: dict[str, str] = {}
     try:
@@ -208,6 +217,9 @@ def test_killed_gateways_lose_nothing_and_hold_nothing(url: str) -> None:
             each.wait()
     ledger = open_ledger(url)
     assert spend.reconcile(ledger) == []
+    if through_tills:
+        asyncio.run(inherit(ledger, tmp_path / "journals"))
+        assert spend.reconcile(ledger) == []
     ledger.beat("reaper", datetime.now(UTC) + SILENCE * 2, reaps=True)
     assert spend.reconcile(ledger) == []
     with ledger.read() as connection:
@@ -219,7 +231,7 @@ def test_killed_gateways_lose_nothing_and_hold_nothing(url: str) -> None:
         )
     assert ledger.costs().total.cost_nusd <= limit
     # What the dead one held may be spent by the next: the budget fills up to less than a request.
-    heir = spender(url, "heir", 600, limit)
+    heir = spender(url, "heir", 2 * count, limit, *more)
     try:
         say(heir)
         assert "refused" in heir.communicate(timeout=60)[0]
@@ -231,11 +243,20 @@ def test_killed_gateways_lose_nothing_and_hold_nothing(url: str) -> None:
     ledger.close()
 
 
-def spender(url: str, name: str, count: int, limit: int) -> subprocess.Popen[str]:
+async def inherit(ledger: Ledger, folder: Path) -> None:
+    """What the next gateway with the same folder does when it starts."""
+    till = Till(LedgerWriter(ledger), Journal(folder, "next"))
+    await till.start()
+    assert [path.name for path in folder.iterdir() if path.suffix == ".jsonl"] == []
+    await till.close()
+    assert list(folder.iterdir()) == []
+
+
+def spender(url: str, name: str, count: int, limit: int, *more: str) -> subprocess.Popen[str]:
     scribe = Path(__file__).with_name("scribe.py")
     paths = os.pathsep.join(filter(None, [str(scribe.parents[2]), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, str(scribe), url, name, str(count), str(limit)],
+        [sys.executable, str(scribe), url, name, str(count), str(limit), *more],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
