@@ -298,14 +298,18 @@ class RayEngine:
 
     async def answer(self, body: dict[str, Any], route: Route = "chat") -> dict[str, Any]:
         """One completion of the route's kind. Raises `EngineError`."""
-        with translated():
-            answer: dict[str, Any] = await self._answer.remote(body | self._named, route)
+        asked = self._answer.remote(body | self._named, route)
+        finished = False
+        try:
+            with translated():
+                answer: dict[str, Any] = await asked
+            finished = True
+        finally:
+            if not finished:
+                # Whoever gave up must not leave work behind, nor a place in the queue.
+                asked.cancel()
         _raise_for(answer)
         return answer
-
-    async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
-        """`answer` to a chat."""
-        return await self.answer(body)
 
     async def stream(
         self, body: dict[str, Any], route: Route = "chat"

@@ -93,6 +93,12 @@ def test_every_answer_is_in_the_ledger_with_its_parts(line: Line, client: openai
     reply = _ask(client, extra_headers={"Cache-Control": "no-store"})
     request_id = reply.headers["x-factory-request-id"]
 
+    # Asked over HTTP it is there at once; in the database a moment later.
+    told = httpx.get(
+        f"{line.url}/v1/requests/{request_id}",
+        headers={"authorization": f"Bearer {client.api_key}"},
+    )
+    assert told.json()["request_id"] == request_id
     found = line.factory.ledger.request(request_id)
     assert found is not None
     record, charges = found

@@ -11,7 +11,6 @@ ones whose answer is not sent.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -22,33 +21,17 @@ from factory.gateway.engine import Body, Chunk, Engine, EngineError, with_logpro
 from factory.gateway.errors import ApiError, unavailable
 from factory.gateway.experience import Experience
 from factory.gateway.journey import Journey
+from factory.gateway.patience import Patience, TooSlow, as_engine_error, ended_early, in_time
 from factory.gateway.plan import Plan
 from factory.gateway.purse import Denial
 from factory.gateway.served import Served
 from factory.routing.confidence import Verdict, judge
 from factory.routing.consistency import agree
 from factory.routing.ladder import Step, Tried, next_step
-
-_log = logging.getLogger(__name__)
+from factory.routing.patience import Allowed, attempt
 
 SAMPLING_TEMPERATURE = 0.7
 """Of sampled answers, which would otherwise all be the same (Wang et al., ICLR 2023)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long the gateway waits for engines, in seconds."""
-
-    attempt_s: float = 120.0
-    """For a whole answer."""
-    first_token_s: float = 60.0
-    """For the first chunk of a stream."""
-    idle_s: float = 30.0
-    """Between two chunks."""
-    retry_s: float = 0.1
-    """Before asking a tier again: this long plus up to as much again."""
-    longest_retry_s: float = 1.0
-    """An engine that asks for a longer wait is not asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +147,21 @@ class Cascade:
         self._tried.append(Tried(tier, failure=denial.error.message))
         return False
 
+    def _time(self, served: Served, *, whole: bool) -> Allowed:
+        """How long an attempt may take: little where another answer could stand in."""
+        most_s = self.patience.attempt_s if whole else self.patience.first_token_s
+        asked = {served.tier, *(one.tier for one in self._tried)}
+        if not self._answers and asked.issuperset(self.plan.ladder.usable):
+            return Allowed(seconds=most_s, reason="")
+        call = self.plan.call
+        return attempt(
+            whole=whole,
+            tokens=self.plan.longest_answers[served.tier],
+            target_ms=call.endpoint.target.ttft_ms,
+            usual=self.rules.experience.usual(call.name, served.tier),
+            most_s=most_s,
+        )
+
     def _may_climb(self, tier: int) -> bool:
         asked = {one.tier for one in self._tried}
         return any(other not in asked for other in self.plan.ladder.above(tier))
@@ -214,8 +212,9 @@ class Cascade:
         reason = "the client left"
         unfinished = True
         answer: Answer | None = None
+        allowed = self._time(served, whole=True)
         try:
-            async with asyncio.timeout(self.patience.attempt_s):
+            async with in_time(allowed):
                 if collect:
                     await self._collect(served, gathering)
                     answer = gathering.answer(prompt_tokens)
@@ -226,7 +225,7 @@ class Cascade:
             reason = self._judge(served, answer, latency_ms)
             unfinished = False
         except Exception as error:
-            unfinished = isinstance(error, TimeoutError)
+            unfinished = isinstance(error, TimeoutError | TooSlow)
             reason = self._failed(served, error)
         finally:
             self.charge(served, answer, gathering, prompt_tokens, begun, reason, unfinished)
@@ -263,6 +262,11 @@ class Cascade:
 
     async def _collect(self, served: Served, gathering: Gathering) -> None:
         async with aclosing(_engine(served).stream(self.body(served), self._route)) as stream:
+            async with in_time(self._time(served, whole=False)):
+                first = await anext(stream, None)
+            if first is None:
+                raise ended_early()
+            gathering.add(first)
             async for chunk in stream:
                 gathering.add(chunk)
         if gathering.finish_reason is None:
@@ -311,7 +315,7 @@ class Cascade:
         reason = "the client left"
         unfinished = True
         try:
-            async with asyncio.timeout(self.patience.first_token_s):
+            async with in_time(self._time(served, whole=False)):
                 first = await anext(stream, None)
             if first is None:
                 raise ended_early()
@@ -321,7 +325,7 @@ class Cascade:
             self.rules.experience.began(self.plan.call.name, served.tier, ttft_ms=ttft_ms)
             return Live(served, stream, first, gathering, prompt_tokens, begun)
         except Exception as error:
-            unfinished = isinstance(error, TimeoutError)
+            unfinished = isinstance(error, TimeoutError | TooSlow)
             reason = self._failed(served, error)
             return None
         finally:
@@ -362,18 +366,3 @@ class Cascade:
 def _engine(served: Served) -> Engine:
     assert served.engine is not None, f"{served.label} makes embeddings"
     return served.engine
-
-
-def ended_early() -> EngineError:
-    """The error for a stream that stops without saying why."""
-    return EngineError(502, "the stream ended early", retryable=True)
-
-
-def as_engine_error(error: Exception) -> EngineError:
-    """Any failure of an engine in one form; the details of an unexpected one go to the log."""
-    if isinstance(error, EngineError):
-        return error
-    if isinstance(error, TimeoutError):
-        return EngineError(504, "no answer in time", retryable=False)
-    _log.error("an engine failed unexpectedly", exc_info=error)
-    return EngineError(502, f"the engine failed ({type(error).__name__})", retryable=False)

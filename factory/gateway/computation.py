@@ -18,13 +18,14 @@ from factory.config import Settings
 from factory.gateway.breakers import Breakers
 from factory.gateway.cache import Entry
 from factory.gateway.call import Call, scopes
-from factory.gateway.cascade import Cascade, Live, Patience, Rules, as_engine_error, ended_early
+from factory.gateway.cascade import Cascade, Live, Rules
 from factory.gateway.engine import Chunk
 from factory.gateway.errors import ApiError, unavailable
 from factory.gateway.experience import Experience
 from factory.gateway.flights import Landed
 from factory.gateway.journey import Journey
 from factory.gateway.learning import Learned
+from factory.gateway.patience import Patience, as_engine_error, ended_early
 from factory.gateway.plan import Plan, plan
 from factory.gateway.purse import Purses
 from factory.gateway.replies import render

@@ -17,11 +17,11 @@ from cachetools import LRUCache
 from factory.gateway.answers import estimate_tokens
 from factory.gateway.breakers import Breakers
 from factory.gateway.call import Call
-from factory.gateway.cascade import Patience, as_engine_error
 from factory.gateway.embeddings import EmbeddingRequest, embeddings_reply
 from factory.gateway.engine import Vectors
 from factory.gateway.errors import ApiError, unavailable
 from factory.gateway.journey import Journey
+from factory.gateway.patience import Patience, as_engine_error
 from factory.gateway.purse import Purse, Purses
 from factory.gateway.served import Served
 from factory.gateway.settlement import Settlement

@@ -62,10 +62,6 @@ class Engine(Protocol):
         """The whole answer. Raises `EngineError`."""
         ...
 
-    async def chat(self, body: Body) -> Completion:
-        """`answer` to a chat."""
-        ...
-
     def stream(self, body: Body, route: Route = "chat") -> AsyncGenerator[Chunk, None]:
         """The answer in chunks, the last one with `usage`. Closing it stops the generation.
 

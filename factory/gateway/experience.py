@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from factory.gateway.call import Call
 from factory.routing.estimate import Estimate
+from factory.routing.patience import Usual
 from factory.routing.worth import Attempt, Worth, worth
 
 WEIGHT = 0.05
@@ -66,6 +67,17 @@ class Experience:
         """Usual time to the first token, or to the whole answer; 0 while nothing is known."""
         means = self._means.get((endpoint, tier))
         return (means.ttft_ms or means.answer_ms) if means else 0.0
+
+    def usual(self, endpoint: str, tier: int) -> Usual | None:
+        """What a tier's attempts have taken lately; None while too few are known."""
+        means = self._means.get((endpoint, tier))
+        if means is None or means.count < FEWEST:
+            return None
+        return Usual(
+            answer_ms=means.answer_ms or means.ttft_ms,
+            ttft_ms=means.ttft_ms,
+            completion_tokens=means.completion_tokens,
+        )
 
     def worth(
         self, call: Call, cheap: int, dear: int, prompt_tokens: int, estimate: Estimate | None

@@ -29,7 +29,6 @@ from factory.gateway.answers import estimate_tokens
 from factory.gateway.body import parse
 from factory.gateway.breakers import Breakers
 from factory.gateway.call import Asked, Call, Q, Request, scopes, tightest
-from factory.gateway.cascade import Patience
 from factory.gateway.clock import Clock
 from factory.gateway.computation import Computation, Part
 from factory.gateway.deepening import Deepening
@@ -44,6 +43,7 @@ from factory.gateway.keeper import Keeper
 from factory.gateway.learning import Learning
 from factory.gateway.meaning import Meaning
 from factory.gateway.outcomes import Outcomes
+from factory.gateway.patience import Patience
 from factory.gateway.purse import Bank, Purses
 from factory.gateway.rates import Rates, refusal
 from factory.gateway.replies import Rendered, Stamp, error_event, relayed, render

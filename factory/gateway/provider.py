@@ -1,7 +1,7 @@
 """An OpenAI-compatible provider as an engine, through the `openai` client.
 
     engine = OpenAIEngine("https://provider.example/v1", "some-model", api_key)
-    await engine.chat({"messages": [...]})
+    await engine.answer({"messages": [...]})
 
 The gateway decides about retries and failover, so the client itself never retries. Errors carry
 the provider's own message; the key never appears in them.
@@ -61,10 +61,6 @@ class OpenAIEngine:
         if not isinstance(completion, dict):
             raise garbage()
         return completion
-
-    async def chat(self, body: Body) -> Completion:
-        """`answer` to a chat."""
-        return await self.answer(body)
 
     async def stream(self, body: Body, route: Route = "chat") -> AsyncGenerator[Chunk, None]:
         """The answer in chunks, the last one with `usage`. Raises `EngineError`."""

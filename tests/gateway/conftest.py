@@ -20,10 +20,10 @@ from pydantic import SecretStr
 from factory.config import Settings, parse
 from factory.embedding.static import StaticEmbedder
 from factory.gateway.app import build_app
-from factory.gateway.cascade import Patience
 from factory.gateway.clock import Clock
 from factory.gateway.engine import EmbeddingEngine, EngineError
 from factory.gateway.meaning import Meaning
+from factory.gateway.patience import Patience
 from factory.gateway.pipeline import Gateway
 from factory.gateway.provider import OpenAIEngine
 from factory.gateway.served import Served
@@ -59,6 +59,7 @@ endpoints:
   ladder: {team: support, tiers: [0, 1, 3]}
   cheap: {team: support, tiers: [0, 1]}
   fresh: {team: support, tiers: [1, 3]}
+  swift: {team: support, tiers: [1, 3], target: {ttft_ms: 20}}
   secret: {team: support, tiers: [0, 1, 3], sensitivity: restricted}
   foreign: {team: research, tiers: [0, 1]}
   search: {team: support, task: embed, tiers: [0, 1]}

@@ -7,7 +7,6 @@ import asyncio
 import pytest
 from provider_server import PREMIUM_KEY, Play
 
-from factory.gateway.cascade import Patience
 from factory.ledger.errors import LedgerUnavailable
 
 
@@ -87,14 +86,35 @@ async def test_garbage_is_a_failure_of_the_provider(world):
 
 
 async def test_too_slow_is_not_retried_and_the_read_prompt_is_charged(world):
-    world.gateway._patience = Patience(attempt_s=0.05, retry_s=0.001)
     world.small.default.wait_before = asyncio.Event()
-    response = await world.ask("one two three")
+    response = await world.ask("one two three", model="swift", max_tokens=2)
     world.small.default.wait_before.set()
     assert response.headers["x-factory-tier"] == "3"
+    assert "no answer within 0.2 s (3 times" in response.headers["x-factory-route-reason"]
     _, charges = world.recorded(response)
     assert [(charge.tier, charge.prompt_tokens) for charge in charges] == [(1, 3), (3, 10)]
-    assert "no answer in time" in charges[0].reason
+    assert "no answer within" in charges[0].reason
+
+
+async def test_a_stream_that_does_not_begin_is_taken_over_before_its_first_token(world):
+    world.small.default.wait_before = asyncio.Event()
+    response = await world.ask(model="swift", stream=True, max_tokens=60)
+    world.small.default.wait_before.set()
+    assert response.headers["x-factory-tier"] == "3"
+    assert "asyncio" in response.text
+    assert response.text.endswith("data: [DONE]\n\n")
+
+
+async def test_the_last_tier_that_could_answer_is_waited_for(world):
+    held = world.premium.default.wait_before = asyncio.Event()
+    world.small.default.status = 500
+    asking = asyncio.create_task(world.ask(model="swift", max_tokens=2))
+    while not world.premium.bodies:
+        await asyncio.sleep(0.005)
+    # Longer than tier 3 would get if another tier could still stand in.
+    await asyncio.wait({asking}, timeout=0.3)
+    held.set()
+    assert (await asking).headers["x-factory-tier"] == "3"
 
 
 async def test_the_engines_400_is_the_clients(world):
