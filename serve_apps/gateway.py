@@ -9,8 +9,9 @@ travel through Serve's state.
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from factory.gateway.clock import Clock
 from factory.gateway.meaning import Meaning
 from factory.gateway.pipeline import Gateway
 from factory.gateway.provider import serve_provider
-from factory.gateway.served import Served, Turns
+from factory.gateway.served import Served
 from factory.ledger.budgets import configured
 from factory.ledger.journal import Journal
 from factory.ledger.store import Ledger, open_ledger
@@ -35,6 +36,7 @@ from serve_apps.embedder import RayEmbedder, embedder_app
 from serve_apps.engine import RayEngine, engine_app
 from serve_apps.listener import Listener
 from serve_apps.loopback import keep_replica_on_loopback
+from serve_apps.prompts import PromptCounter
 from serve_apps.serving import ServingPlan, TierPlan
 
 APP = "factory"
@@ -65,7 +67,7 @@ class GatewayApp:
         self._ledger = open_ledger(settings.database_url)
         self._alerting = Alerting(settings.alerts)
         self._books = _books(settings, self._ledger, self._alerting)
-        counters = {one.path: _counter(one.path) for one in _plans(planned) if _counted(one)}
+        counters = {one.path: PromptCounter(one.path) for one in _plans(planned) if _counted(one)}
 
         def served(one: TierPlan) -> Served:
             return _served(settings, one, handles, counters)
@@ -85,6 +87,9 @@ class GatewayApp:
             clock=clock,
         )
         await self._books.start()
+        # What is loaded stays: collecting garbage need not look at it again.
+        gc.collect()
+        gc.freeze()
         self._listener = Listener(build_app(self._gateway), settings.gateway.host, port)
         await self._listener.start()
 
@@ -122,7 +127,7 @@ def _served(
     settings: Settings,
     one: TierPlan,
     handles: Mapping[str, DeploymentHandle],
-    counters: Mapping[str | None, Callable[[Turns], int]],
+    counters: Mapping[str | None, PromptCounter],
 ) -> Served:
     model = settings.models[one.model]
     if one.engine is None:
@@ -139,28 +144,10 @@ def _served(
         embedder=None if counted else RayEmbedder(handle),
         max_model_len=model.max_model_len,
         adapter=one.adapter,
-        count_tokens=counters[one.path] if counted else None,
+        count_tokens=counters[one.path].count if counted else None,
+        most_tokens=counters[one.path].most if counted else None,
         tools=one.tools,
     )
-
-
-def _counter(path: str) -> Callable[[Turns], int]:
-    """Prompt length under the model's own chat template, exactly as the engine counts it."""
-    from jinja2.exceptions import TemplateError
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(path)
-
-    def count(turns: Turns) -> int:
-        try:
-            text = tokenizer.apply_chat_template(
-                [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            raise ValueError(str(error)) from error
-        return len(tokenizer.encode(text, add_special_tokens=False))
-
-    return count
 
 
 def gateway_app(

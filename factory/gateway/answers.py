@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,7 +158,11 @@ def estimate_tokens(characters: int) -> int:
     return math.ceil(characters / CHARACTERS_PER_TOKEN)
 
 
-def whole(completion: Completion, prompt_tokens: int) -> Answer:
+Length = int | Callable[[], int]
+"""Tokens of a prompt, or what counts them when that is needed after all."""
+
+
+def whole(completion: Completion, prompt_tokens: Length) -> Answer:
     """The answer in an OpenAI completion. Raises `EngineError` 502 when it is something else.
 
     `prompt_tokens` is believed only when the completion has no usage.
@@ -302,7 +306,7 @@ class Gathering:
         first = self.voices.get(0)
         return "".join(first.parts) if first else ""
 
-    def answer(self, prompt_tokens: int) -> Answer:
+    def answer(self, prompt_tokens: Length) -> Answer:
         """The answer so far.
 
         Without usage, as in an aborted stream, tokens are counted by log-probabilities, else by
@@ -311,7 +315,8 @@ class Gathering:
         voices = [voice for _, voice in sorted(self.voices.items())] or [_Voice()]
         counted = self.usage
         if counted is None:
-            counted = prompt_tokens, sum(voice.generated for voice in voices)
+            own = prompt_tokens if isinstance(prompt_tokens, int) else prompt_tokens()
+            counted = own, sum(voice.generated for voice in voices)
         return Answer(
             choices=tuple(voice.choice() for voice in voices),
             prompt_tokens=counted[0],

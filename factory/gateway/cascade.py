@@ -14,8 +14,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 
-from factory.gateway.answers import Answer, Gathering, whole
+from factory.gateway.answers import Answer, Gathering, Length, whole
 from factory.gateway.breakers import Breakers
 from factory.gateway.engine import Body, Chunk, Engine, EngineError, with_logprobs
 from factory.gateway.errors import ApiError, unavailable
@@ -51,7 +52,7 @@ class Live:
     stream: AsyncGenerator[Chunk, None]
     first: Chunk
     gathering: Gathering
-    prompt_tokens: int
+    prompt_tokens: Length
     opened: float
 
 
@@ -65,8 +66,9 @@ class Rules:
     jitter: Callable[[], float]
     """A random number between 0 and 1."""
     breakers: Breakers
-    hold: Callable[[int], Awaitable[Denial | None]]
-    """Holds nano-dollars for the next attempt, or says why not."""
+    hold: Callable[[int, Callable[[], int]], Awaitable[Denial | None]]
+    """Holds nano-dollars for the next attempt, or says why not: an upper bound, or the exact amount
+    where that matters."""
     samples: int
     """Answers sampled from a tier whose answer is judged; more than one are judged by agreement."""
     experience: Experience
@@ -137,7 +139,8 @@ class Cascade:
             return False
         longest = self.plan.longest_answers[tier] * self._choices(tier)
         denial = await self.rules.hold(
-            served.price.nano_usd(self.plan.prompt_tokens[tier], longest)
+            served.price.nano_usd(self.plan.prompt_tokens[tier], longest),
+            lambda: served.price.nano_usd(self.plan.length(tier), longest),
         )
         if denial is None:
             return True
@@ -206,7 +209,7 @@ class Cascade:
 
     async def _attempt(self, served: Served, collect: bool) -> None:
         """Ask for a whole answer. `collect` streams it, so that leaving stops the generation."""
-        prompt_tokens = self.plan.prompt_tokens[served.tier]
+        prompt_tokens = partial(self.plan.length, served.tier)
         gathering = Gathering(expected=self._choices(served.tier))
         begun = self.journey.clock.monotonic()
         reason = "the client left"
@@ -235,7 +238,7 @@ class Cascade:
         served: Served,
         answer: Answer | None,
         gathering: Gathering,
-        prompt_tokens: int,
+        prompt_tokens: Length,
         begun: float,
         reason: str,
         unfinished: bool,
@@ -310,7 +313,7 @@ class Cascade:
         """Begin a stream and wait for its first chunk; None, with a charge, when it fails."""
         begun = self.journey.clock.monotonic()
         stream = _engine(served).stream(self.body(served), self._route)
-        prompt_tokens = self.plan.prompt_tokens[served.tier]
+        prompt_tokens = partial(self.plan.length, served.tier)
         gathering = Gathering(expected=self._choices(served.tier))
         reason = "the client left"
         unfinished = True

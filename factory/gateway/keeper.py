@@ -23,8 +23,9 @@ from factory.ledger.store import Ledger
 
 _log = logging.getLogger(__name__)
 
-GATHER_S = 0.05
-"""Seconds in which entries gather before they are written together."""
+GATHER_S = 0.5
+"""Seconds in which entries gather before they are written together: each write takes a core from
+whatever answers meanwhile."""
 
 _BACKLOG = 10_000
 """Entries that may wait; beyond it the oldest are dropped, since they only save work."""

@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from factory.config import Limits, Routing
 from factory.gateway.answers import estimate_tokens
@@ -41,9 +42,16 @@ class Plan:
     bodies: Mapping[int, Body]
     """The engine's request, by usable tier."""
     prompt_tokens: Mapping[int, int]
-    """Counted or estimated prompt length, by tier."""
+    """Prompt length by tier: counted or estimated; an upper bound where `counters` has the tier."""
     longest_answers: Mapping[int, int]
     """Tokens of one choice that money is held for, by tier."""
+    counters: Mapping[int, Callable[[], int]]
+    """Counts the prompt, for those tiers where that was not necessary so far."""
+
+    def length(self, tier: int) -> int:
+        """The prompt's length, counted where only a bound is known."""
+        counter = self.counters.get(tier)
+        return self.prompt_tokens[tier] if counter is None else counter()
 
 
 async def plan(
@@ -64,6 +72,7 @@ async def plan(
     turns = chat.turns
     characters = sum(len(turn["content"]) for turn in turns)
     counts: dict[int, int] = {}
+    counters: dict[int, Callable[[], int]] = {}
     bodies: dict[int, Body] = {}
     longest: dict[int, int] = {}
     rungs: list[Rung] = []
@@ -76,7 +85,10 @@ async def plan(
             counts[tier] = estimate_tokens(characters)
             too_long = ""
         else:
-            counts[tier] = await _count(one, turns, characters)
+            bound = _short(one, chat, limits, routing)
+            if bound is not None:
+                counters[tier] = partial(one.count_tokens, turns)
+            counts[tier] = await _count(one, turns, characters) if bound is None else bound
             too_long = _too_long(counts[tier], chat.limit, one.max_model_len)
             if too_long and not off:
                 full.append((one.max_model_len, counts[tier]))
@@ -104,7 +116,7 @@ async def plan(
         raise unavailable(f"no model can answer for this endpoint now: {why}", 5)
     route = _worthwhile(call, ladder, route, first, learned, experience)
     assert route.tier is not None
-    return Plan(call, ladder, route, route.tier, bodies, counts, longest)
+    return Plan(call, ladder, route, route.tier, bodies, counts, longest, counters)
 
 
 def _worthwhile(
@@ -145,6 +157,20 @@ def _too_many(tokens: int, most: int) -> ApiError:
         "(max_input_tokens); shorten it",
         param="messages",
     )
+
+
+def _short(served: Served, chat: Request, limits: Limits, routing: Routing) -> int | None:
+    """An upper bound of the prompt's length, where no decision needs to know it better."""
+    wanted = chat.limit or limits.max_output_tokens
+    if served.most_tokens is None or wanted is None:
+        return None
+    bound = served.most_tokens(chat.turns)
+    most = min(
+        served.max_model_len - wanted,
+        routing.hard_prompt_tokens,
+        limits.max_input_tokens or served.max_model_len,
+    )
+    return bound if bound is not None and bound <= most else None
 
 
 async def _count(served: Served, turns: Sequence[Mapping[str, str]], characters: int) -> int:

@@ -39,6 +39,10 @@ class Denial:
 class Bank(Protocol):
     """Who holds money: `factory.ledger.writer.LedgerWriter`."""
 
+    def at_once(self, reservation: Reservation) -> bool:
+        """Hold an amount if that needs nobody to be asked. Raises `LedgerError`."""
+        ...
+
     async def reserve(self, reservation: Reservation) -> Grant:
         """Hold an amount, or say why not. Raises `LedgerError`."""
         ...
@@ -57,35 +61,49 @@ class Purse:
     """Asks a person, for budgets that want it."""
     held_nusd: int = field(default=0, init=False)
 
-    async def hold(self, amount_nusd: int) -> Denial | None:
-        """Hold an amount for the next attempt beside what is spent; None when it is held."""
-        total = self.journey.cost_nusd + amount_nusd
-        if denial := self._too_expensive(amount_nusd, total):
+    async def hold(self, most_nusd: int, exactly: Callable[[], int] | None = None) -> Denial | None:
+        """Hold money for the next attempt beside what is spent; None when it is held.
+
+        `most_nusd` may be an upper bound; where it does not fit, `exactly` says the amount.
+        """
+        if self._too_expensive(most_nusd) is None:
+            if not self.budgets or self.journey.cost_nusd + most_nusd <= self.held_nusd:
+                return None
+            wanted = self._wanted(most_nusd)
+            try:
+                at_once = self.bank.at_once(wanted)
+            except LedgerError as error:
+                raise _no_money_now() from error
+            if at_once:
+                self.held_nusd = wanted.amount_nusd
+                return None
+        amount_nusd = most_nusd if exactly is None else exactly()
+        if denial := self._too_expensive(amount_nusd):
             return denial
-        if not self.budgets or total <= self.held_nusd:
+        if not self.budgets or self.journey.cost_nusd + amount_nusd <= self.held_nusd:
             return None
+        wanted = self._wanted(amount_nusd)
+        try:
+            grant = await self.bank.reserve(wanted)
+        except LedgerError as error:
+            raise _no_money_now() from error
+        if grant.granted:
+            self.held_nusd = wanted.amount_nusd
+            return None
+        return await self._denied(grant)
+
+    def _wanted(self, amount_nusd: int) -> Reservation:
         journey = self.journey
-        wanted = Reservation(
+        return Reservation(
             request_id=journey.request_id,
             created_at=journey.created_at,
             team=journey.key.team,
             endpoint=journey.endpoint,
             key_id=journey.key.key_id,
-            amount_nusd=total,
+            amount_nusd=journey.cost_nusd + amount_nusd,
             budgets=self.budgets,
             approved=self.call.approved,
         )
-        try:
-            grant = await self.bank.reserve(wanted)
-        except LedgerError as error:
-            raise unavailable(
-                "the ledger cannot reserve money for this request, so no model is asked; "
-                "try again soon"
-            ) from error
-        if grant.granted:
-            self.held_nusd = total
-            return None
-        return await self._denied(grant)
 
     async def _denied(self, grant: Grant) -> Denial:
         if grant.act == "review":
@@ -98,9 +116,9 @@ class Purse:
         error = ApiError(429, "budget_exceeded", grant.reasons[0], headers=headers)
         return Denial(error=error, final=grant.act == "refuse")
 
-    def _too_expensive(self, amount_nusd: int, total_nusd: int) -> Denial | None:
+    def _too_expensive(self, amount_nusd: int) -> Denial | None:
         most = self.call.limits.max_request_usd
-        if most is None or total_nusd <= most * NANO:
+        if most is None or self.journey.cost_nusd + amount_nusd <= most * NANO:
             return None
         message = (
             f"this attempt may cost ${usd(amount_nusd)}, which takes the request above the "
@@ -108,6 +126,12 @@ class Purse:
         )
         error = ApiError(400, "request_too_expensive", message, param="max_tokens")
         return Denial(error=error, final=False)
+
+
+def _no_money_now() -> ApiError:
+    return unavailable(
+        "the ledger cannot reserve money for this request, so no model is asked; try again soon"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,8 @@ class Served:
     """The adapter it wears."""
     count_tokens: Callable[[Turns], int] | None = None
     """Prompt length with the model's own chat template; None when only the engine can tell."""
+    most_tokens: Callable[[Turns], int | None] | None = None
+    """An upper bound of that, which costs next to nothing; None when there is none."""
     tools: bool = True
     """Its engine recognizes tool calls that the model makes of its own accord."""
     external: bool = False

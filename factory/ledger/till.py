@@ -94,17 +94,24 @@ class Till:
             await self._inherit()
             self._inheriting = asyncio.create_task(self._inheriting_on())
 
-    async def reserve(self, reservation: Reservation) -> Grant:
-        """Hold money before an attempt; as `LedgerWriter.reserve`, and mostly at once."""
+    def at_once(self, reservation: Reservation) -> bool:
+        """Hold money from a lease that has it; False, with nothing held, when none has.
+
+        Raises `LedgerUnavailable` while the database does not answer.
+        """
         self._open()
         if reservation.free:
+            return True
+        lease = self._of.get(reservation.request_id) or self._leases.get(scope_of(reservation))
+        return lease is not None and self._granted(lease, reservation)
+
+    async def reserve(self, reservation: Reservation) -> Grant:
+        """Hold money before an attempt, as `LedgerWriter.reserve`."""
+        if self.at_once(reservation):
             return GRANTED
         name, scope = reservation.request_id, scope_of(reservation)
         if name not in self._of and scope in self._barren:
             return await self._writer.reserve(reservation)
-        lease = self._of.get(name) or self._leases.get(scope)
-        if lease is not None and self._granted(lease, reservation):
-            return GRANTED
         if name not in self._of and self._granted(
             await self._larger(scope, reservation), reservation
         ):

@@ -86,6 +86,10 @@ class LedgerWriter:
         if self._beating is None and not self._closed:
             self._beating = asyncio.create_task(self._beats())
 
+    def at_once(self, reservation: Reservation) -> bool:
+        """Whether a reservation needs no database: only one that no budget bounds."""
+        return reservation.free
+
     async def reserve(self, reservation: Reservation) -> Grant:
         """Hold money for a request before an attempt, where it fits all its budgets.
 

@@ -64,7 +64,7 @@ async def test_an_unknown_model_lists_what_may_be_used(world):
     with pytest.raises(openai.NotFoundError) as caught:
         await world.client.chat.completions.create(model="gpt-9", messages=GOOD["messages"])
     assert caught.value.code == "model_not_found"
-    assert "ladder, cheap, fresh, secret" in caught.value.message
+    assert "ladder, cheap, fresh, swift, secret" in caught.value.message
     (request,) = world.all_requests()
     assert (request.status, request.http_status, request.cost_nusd) == ("refused", 404, 0)
     assert request.team == "support"
