@@ -17,10 +17,10 @@ import numpy as np
 from factory.gateway.answers import estimate_tokens
 from factory.gateway.breakers import Breakers
 from factory.gateway.call import Call
-from factory.gateway.cascade import as_engine_error
 from factory.gateway.experience import WEIGHT, Experience
 from factory.gateway.journey import Journey
 from factory.gateway.learning import Learned
+from factory.gateway.patience import as_engine_error
 from factory.gateway.purse import Purses
 from factory.gateway.served import Served, Serving
 from factory.routing.encoder import Spend, worth
