@@ -320,7 +320,7 @@ def _train(
             fingerprint=hashlib.sha256("\n".join(decided).encode()).hexdigest(),
             threads=cpus,
         )
-        gpu = resources.get("GPU", 0) >= config.num_workers
+        gpu = resources.get("GPU", 0) >= config.most_workers
         seen = max((point["step"] for point in folder.points()), default=0)
         with Watch(folder, [Bar(sys.stderr), tracked], after=seen):
             return launch(task, cpus, gpu, work=distill.run_distillation, kind=DistillConfig)

@@ -149,7 +149,7 @@ def ray_cluster() -> Iterator[None]:
 
 def share_of_cpus(config: TrainConfig, free: float) -> int:
     """CPU cores of one worker: as configured, else an equal share of what is free, at least 1."""
-    return config.cpus_per_worker or max(1, int(free) // config.num_workers)
+    return config.cpus_per_worker or max(1, int(free) // config.most_workers)
 
 
 def run_name(adapter: str, now: datetime) -> str:
@@ -299,7 +299,7 @@ def _train(job: Job, tracked: Tracked, say: Say) -> Summary:
     with ray_cluster():
         resources = ray.available_resources()
         cpus = share_of_cpus(job.config, resources.get("CPU", 1))
-        gpu = resources.get("GPU", 0) >= job.config.num_workers
+        gpu = resources.get("GPU", 0) >= job.config.most_workers
         seen = max((point["step"] for point in job.run.points()), default=0)
         with Watch(job.run, [Bar(sys.stderr), tracked], after=seen):
             return launch(job.task(cpus), cpus, gpu, say=say)

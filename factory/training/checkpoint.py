@@ -2,7 +2,7 @@
 
     writer = Writer(folder, keep=2, url="s3://bucket/run-1")
     writer.write(state)                            # returns at once; `flush` waits
-    state, damaged = newest(folder, workers=1)     # the newest good one, or None
+    state, damaged = newest(folder)     # the newest good one, or None
 
 A checkpoint is a folder `step-00000050` with what is trained, the optimizer's moments, the random
 state of every worker, and the counters, from which learning rate and data position follow. It is
@@ -32,7 +32,7 @@ from factory.training.errors import TrainingError
 
 _MANIFEST = "manifest.json"
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, SafetensorError)
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def moments(
     return {
         f"{key}.{name}": optimizer.state[parameter][key]
         for name, parameter in trained.items()
-        for key in _MOMENTS
+        for key in MOMENTS
     }
 
 
@@ -80,9 +80,8 @@ def restore(
     state: State,
     optimizer: torch.optim.Optimizer,
     trained: Mapping[str, torch.nn.Parameter],
-    rank: int,
 ) -> None:
-    """Put a checkpoint's tensors back into the model, the optimizer and the random generator."""
+    """Put a checkpoint's tensors back into the model and the optimizer."""
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(state.weights[name])
@@ -90,11 +89,18 @@ def restore(
                 key: state.optimizer[f"{key}.{name}"].to(
                     parameter.device if key != "step" else "cpu"
                 )
-                for key in _MOMENTS
+                for key in MOMENTS
             }
+
+
+def restore_random(state: State, rank: int, seed: int) -> None:
+    """Put a worker's random state back; a worker that was not there before is seeded anew."""
     if (cuda := state.rng.get(f"cuda.{rank}")) is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(cuda)
-    torch.set_rng_state(state.rng[str(rank)])
+    if (own := state.rng.get(str(rank))) is not None:
+        torch.set_rng_state(own)
+    else:
+        torch.manual_seed(seed + rank + state.counters.step)
 
 
 def save(folder: Path, state: State, keep: int) -> Path:
@@ -165,15 +171,12 @@ class Writer:
             remote.upload(path, self.url, self.keep)
 
 
-def newest(folder: Path, workers: int) -> tuple[State | None, tuple[str, ...]]:
+def newest(folder: Path) -> tuple[State | None, tuple[str, ...]]:
     """The newest checkpoint that is whole, or None, and what is wrong with the newer ones."""
     damaged: list[str] = []
     for path in _folders(folder):
         try:
-            state = _load(path)
-            if missing := {str(rank) for rank in range(workers)} - set(state.rng):
-                raise ValueError(f"no random state for worker {min(missing)}")
-            return state, tuple(damaged)
+            return _load(path), tuple(damaged)
         except _UNREADABLE as error:
             damaged.append(f"{path.name}: {error}")
     return None, tuple(damaged)
@@ -185,7 +188,7 @@ def newest_step(folder: Path) -> int:
     return int(found[0].name.removeprefix("step-")) if found else 0
 
 
-def fetch(folder: Path, url: str, workers: int) -> tuple[str, ...]:
+def fetch(folder: Path, url: str) -> tuple[str, ...]:
     """Bring the newest whole checkpoint at `url` into `folder`, if it is newer than any there.
 
     Returns what is wrong with the ones passed over. Raises `TrainingError` when the store cannot
@@ -194,7 +197,7 @@ def fetch(folder: Path, url: str, workers: int) -> tuple[str, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     damaged = []
     with FileLock(folder / ".fetch"):
-        state, _ = newest(folder, workers)
+        state, _ = newest(folder)
         have = f"step-{state.counters.step:08d}" if state else ""
         for name in remote.steps(url):
             if name <= have:

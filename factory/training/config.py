@@ -125,8 +125,10 @@ class TrainConfig(BaseModel):
     """Optimizer steps between two points of the loss curve."""
     eval_samples: int = Field(default=64, ge=0)
     """Validation examples scored at the end; 0 skips it."""
-    num_workers: int = Field(default=1, ge=1)
-    """Ray Train workers."""
+    num_workers: int | tuple[int, int] = 1
+    """Ray Train workers; `[least, most]` takes as many as there is room for at each start."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO: spread optimizer state (1), gradients (2) and weights (3) over workers."""
     cpus_per_worker: int | None = Field(default=None, ge=1)
     """CPU cores of one worker; none shares out what the cluster has free."""
 
@@ -153,11 +155,34 @@ class TrainConfig(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _workers(self) -> TrainConfig:
+        if not 1 <= self.least_workers <= self.most_workers:
+            raise ValueError("num_workers must be at least 1, the least not over the most")
+        if self.zero_stage and (self.use_peft or self.least_workers < 2):
+            raise ValueError(
+                "zero_stage spreads full tuning over at least two workers; set use_peft to false "
+                "and num_workers, or leave zero_stage out"
+            )
+        if self.zero_stage and self.least_workers < self.most_workers:
+            raise ValueError("zero_stage needs a fixed num_workers")
+        return self
+
+    @property
+    def least_workers(self) -> int:
+        """Fewest Ray Train workers of a start."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Most Ray Train workers of a start; the size of a step is reckoned with so many."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
     @property
     def global_batch(self) -> int:
-        """Examples in one optimizer step, over all workers."""
+        """Examples in one optimizer step, over all workers, however many there are."""
         return (
-            self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_workers
+            self.per_device_train_batch_size * self.gradient_accumulation_steps * self.most_workers
         )
 
     @property

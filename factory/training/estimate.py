@@ -157,7 +157,7 @@ def workload(config: TrainConfig, samples: Sequence[Sample], tried: int = 8) -> 
         tokens += sum(len(sample.ids) for sample in chosen)
         learned += sum(sample.learned for sample in chosen)
     steps = Schedule.plan(config, len(samples)).max_steps
-    times = (steps or 0) * config.num_workers / tried
+    times = (steps or 0) * config.most_workers / tried
     return Workload(
         examples=len(samples),
         steps=steps,
@@ -225,7 +225,7 @@ def estimate(
     pools: Mapping[str, OwnPool | RentedPool],
 ) -> Estimate:
     """What a run takes here and in each pool; a worker has a node of the pool to itself."""
-    total = flops(config, shape, work) / config.num_workers
+    total = flops(config, shape, work) / config.most_workers
     budget = config.max_train_seconds
 
     def seconds(rate: float) -> float:
@@ -235,14 +235,14 @@ def estimate(
     for name, pool in pools.items():
         rate = _rate(pool, flops_per_core, cores)
         hours = (seconds(rate) + pool.startup_s) / 3600
-        nusd = math.ceil(hours * pool.nusd_per_hour * config.num_workers)
+        nusd = math.ceil(hours * pool.nusd_per_hour * config.most_workers)
         places.append(Place(pool=name, hours=hours, nusd=nusd))
     return Estimate(
         method=config.method,
         shape=shape,
         workload=work,
         memory_bytes=memory(config, shape, work),
-        seconds=seconds(flops_per_core * cores * EFFICIENCY / config.num_workers),
+        seconds=seconds(flops_per_core * cores * EFFICIENCY / config.most_workers),
         places=tuple(sorted(places, key=lambda place: (place.nusd, place.pool))),
     )
 

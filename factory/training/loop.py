@@ -11,7 +11,6 @@ loss, so that all workers always take the same turn.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import random
 import time
@@ -24,7 +23,7 @@ from torch import nn
 
 from factory.training import adapter, checkpoint
 from factory.training.batches import Sampler
-from factory.training.chat import Sample, collate, passes
+from factory.training.chat import Batch, Sample, collate, passes
 from factory.training.checkpoint import Counters, State
 from factory.training.config import TrainConfig
 from factory.training.errors import Interrupted, TrainingError
@@ -32,6 +31,8 @@ from factory.training.loss import CrossEntropy
 from factory.training.objective import Objective
 from factory.training.run import RunFolder
 from factory.training.schedule import Schedule
+from factory.training.update import Update, Whole
+from factory.training.zero import Zero
 
 _MEMORY = 0.9
 """Weight of the past in the running mean of the loss."""
@@ -138,21 +139,22 @@ class _Loop:
             run.checkpoints, config.save_total_limit, config.checkpoint_url
         )
         self.trained = adapter.trainable(model)
-        self.autocast = torch.bfloat16 if config.bf16 and not config.use_peft else None
-        plain = Objective(model, CrossEntropy(config.label_smoothing_factor), self.autocast)
-        self.objective = peers.distribute(objective(model) if objective else plain)
-        self.scored = Objective(model, CrossEntropy(), self.autocast)
+        plain = Objective(model, CrossEntropy(config.label_smoothing_factor), precision(config))
         self.device = next(iter(self.trained.values())).device
-        self.optimizer = torch.optim.AdamW(
-            self.trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        module = objective(model) if objective else plain
+        self.update: Update
+        if config.zero_stage:
+            self.update = Zero(module, self.trained, config)
+        else:
+            self.update = Whole(module, self.trained, config, peers.distribute)
+        self.model = model
         self.vocabulary = int(model.config.vocab_size)
         self.schedule = Schedule.plan(config, len(data.train))
         self.sampler = Sampler(
             lengths=tuple(len(sample.ids) for sample in data.train),
             batch_size=config.per_device_train_batch_size,
             accumulation=config.gradient_accumulation_steps,
-            workers=peers.size,
+            workers=config.most_workers,
             seed=config.seed,
         )
         torch.manual_seed(config.seed + peers.rank)
@@ -161,7 +163,7 @@ class _Loop:
         now, damaged = self._resume()
         first = now
         start = self.clock() - now.elapsed
-        self.objective.train()
+        self.update.module.train()
         saved = now.step
         while (stopped := self.schedule.done(now.step, now.elapsed)) is None:
             now = self._step(now, start)
@@ -199,8 +201,8 @@ class _Loop:
         folder = self.run.checkpoints
         damaged: tuple[str, ...] = ()
         if self.config.checkpoint_url:
-            damaged = checkpoint.fetch(folder, self.config.checkpoint_url, self.peers.size)
-        state, here = checkpoint.newest(folder, self.peers.size)
+            damaged = checkpoint.fetch(folder, self.config.checkpoint_url)
+        state, here = checkpoint.newest(folder)
         damaged += here
         now = state.counters if state else Counters()
         if state is not None:
@@ -209,7 +211,8 @@ class _Loop:
                     f"run '{self.run.root.name}' was started with other arguments, other data or "
                     "another model; give the same ones to resume it, or another --run-name"
                 )
-            checkpoint.restore(state, self.optimizer, self.trained, self.peers.rank)
+            self.update.restore(state)
+            checkpoint.restore_random(state, self.peers.rank, self.config.seed)
         if self.peers.rank == 0:
             lost = self.run.rewind(now.step)
             checkpoint.discard_after(folder, now.step)
@@ -228,40 +231,34 @@ class _Loop:
 
     def _step(self, now: Counters, start: float) -> Counters:
         rate = self.config.learning_rate * self.schedule.factor(now.step, now.elapsed)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         micro = self.sampler.step(now.step)
         learned = sum(
             self.data.train[index].learned for row in micro for part in row for index in part
         )
         loss_sum, tokens = 0.0, 0
-        mine = [index for row in micro for index in row[self.peers.rank]]
-        samples = [self.data.train[index] for index in mine]
-        batches = passes(samples, mine, self.config.max_tokens)
+        batches = self._passes(micro)
         for batch in batches:
-            with self._without_sync(batch is batches[-1]):
-                loss, _ = self.objective(batch.to(self.device))
-                (loss * self.peers.size / learned).backward()
+            with self.update.waiting(last=batch is batches[-1]):
+                loss, _ = self.update.module(batch.to(self.device))
+                self.update.backward(loss * self.peers.size / learned)
             loss_sum += loss.item()
             tokens += batch.tokens
-        norm = nn.utils.clip_grad_norm_(self.trained.values(), self.config.max_grad_norm).item()
         clock = self.clock() - start if self.peers.rank == 0 else 0.0
-        sums = torch.tensor([loss_sum, norm, float(tokens), clock], dtype=torch.float64)
-        loss_sum, norm, tokens_sum, elapsed = self.peers.sum(sums).tolist()
+        sums = torch.tensor([loss_sum, float(tokens), clock], dtype=torch.float64)
+        loss_sum, tokens_sum, elapsed = self.peers.sum(sums).tolist()
         mean = loss_sum / learned
+        recent = mean if now.step == 0 else _MEMORY * now.recent_loss + (1 - _MEMORY) * mean
+        if now.step and recent > _DIVERGED * max(math.log(self.vocabulary), now.best_loss):
+            raise TrainingError(
+                f"the run has diverged: its loss is {recent:.2f} at step {now.step + 1}, and "
+                f"guessing at random would be {math.log(self.vocabulary):.2f}; lower learning_rate"
+            )
+        norm = self.update.step(rate)
         if not (math.isfinite(mean) and math.isfinite(norm)):
             raise TrainingError(
                 f"the loss is {mean} and the gradient {norm} at step {now.step + 1}; "
                 "lower learning_rate, or look for broken examples"
             )
-        recent = mean if now.step == 0 else _MEMORY * now.recent_loss + (1 - _MEMORY) * mean
-        if recent > _DIVERGED * max(math.log(self.vocabulary), now.best_loss):
-            raise TrainingError(
-                f"the run has diverged: its loss is {recent:.2f} at step {now.step + 1}, and "
-                f"guessing at random would be {math.log(self.vocabulary):.2f}; lower learning_rate"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
         after = Counters(
             step=now.step + 1,
             elapsed=elapsed,
@@ -269,8 +266,17 @@ class _Loop:
             recent_loss=recent,
             best_loss=recent if now.step == 0 else min(now.best_loss, recent),
         )
-        self._record(after, mean, rate, norm / self.peers.size)
+        self._record(after, mean, rate, norm)
         return after
+
+    def _passes(self, micro: list[list[list[int]]]) -> list[Batch]:
+        """This worker's share of a step; fewer workers than planned take several shares each."""
+        rank, size = self.peers.rank, self.peers.size
+        shares = [part for row in micro for part in row[rank::size]]
+        if self.config.zero_stage:  # every worker must make the same number of passes
+            return [collate([self.data.train[at] for at in part], part) for part in shares]
+        mine = [index for part in shares for index in part]
+        return passes([self.data.train[at] for at in mine], mine, self.config.max_tokens)
 
     def _record(self, now: Counters, loss: float, rate: float, norm: float) -> None:
         ends = self.schedule.done(now.step, now.elapsed) is not None
@@ -300,36 +306,45 @@ class _Loop:
         if self.device.type == "cuda":
             states = self.peers.gather(torch.cuda.get_rng_state())
             rng |= {f"cuda.{rank}": item for rank, item in enumerate(states)}
-        if self.peers.rank == 0:
-            self.writer.write(
-                State(
-                    counters=now,
-                    fingerprint=self.fingerprint,
-                    weights=checkpoint.held({key: item.data for key, item in self.trained.items()}),
-                    optimizer=checkpoint.held(checkpoint.moments(self.optimizer, self.trained)),
-                    rng=checkpoint.held(rng),
-                )
+        if self.peers.rank == 0 or self.config.zero_stage:
+            state = State(
+                counters=now,
+                fingerprint=self.fingerprint,
+                weights=self.update.weights(),
+                optimizer=self.update.moments(),
+                rng=checkpoint.held(rng),
             )
+            if self.peers.rank == 0:
+                self.writer.write(state)
         self.peers.saved(now)
 
-    @torch.no_grad()
     def _validate(self) -> tuple[float | None, float | None]:
-        wanted = min(self.config.eval_samples, len(self.data.validation))
-        if self.peers.rank or not wanted:
+        if self.peers.rank or self.config.zero_stage:
             return None, None
-        module = self.scored.eval()
-        chosen = random.Random(self.config.seed).sample(list(self.data.validation), wanted)
-        chosen.sort(key=lambda sample: len(sample.ids))
-        total, right = 0.0, 0
-        size = self.config.per_device_train_batch_size
-        for at in range(0, wanted, size):
-            batch = collate(chosen[at : at + size]).to(self.device)
-            loss, hits = module(batch)
-            total += loss.item()
-            right += int(hits.sum())
-        return total / sum(sample.learned for sample in chosen), right / wanted
+        return validate(self.config, self.model, self.data.validation)
 
-    def _without_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        if last or not isinstance(self.objective, nn.parallel.DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.objective.no_sync()
+
+@torch.no_grad()
+def validate(
+    config: TrainConfig, model: Any, samples: Sequence[Sample]
+) -> tuple[float | None, float | None]:
+    """Loss per learned token and share of right examples, on a seeded choice of the samples."""
+    wanted = min(config.eval_samples, len(samples))
+    if not wanted:
+        return None, None
+    module = Objective(model, CrossEntropy(), precision(config)).eval()
+    device = next(model.parameters()).device
+    chosen = random.Random(config.seed).sample(list(samples), wanted)
+    chosen.sort(key=lambda sample: len(sample.ids))
+    total, right = 0.0, 0
+    size = config.per_device_train_batch_size
+    for at in range(0, wanted, size):
+        loss, hits = module(collate(chosen[at : at + size]).to(device))
+        total += loss.item()
+        right += int(hits.sum())
+    return total / sum(sample.learned for sample in chosen), right / wanted
+
+
+def precision(config: TrainConfig) -> torch.dtype | None:
+    """What full tuning computes in beside its float32 weights; an adapter's base has its own."""
+    return torch.bfloat16 if config.bf16 and not config.use_peft else None

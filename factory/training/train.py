@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from factory.training.chat import encode_all
 from factory.training.config import TrainConfig, check, check_as
 from factory.training.dataset import DatasetError
 from factory.training.errors import Interrupted, TrainingError
-from factory.training.loop import Data, Peers, Summary, fit
+from factory.training.loop import Data, Peers, Summary, fit, validate
 from factory.training.recovery import Ended, decide
 from factory.training.run import RunFolder
 
@@ -101,11 +101,28 @@ def run_task(task: Task, peers: Peers) -> Summary:
     run = RunFolder(Path(task.run))
     summary = fit(config, tuned, data, run, task.fingerprint, peers)
     if peers.rank == 0:
+        if config.zero_stage:
+            tuned, summary = _gathered(task, config, data, run, summary)
         if config.use_peft:
             adapter.export(tuned, run, base_name=task.base_name, revision=task.revision)
         else:
             model.export(tuned, Path(task.model), run)
     return summary
+
+
+def _gathered(
+    task: Task, config: TrainConfig, data: Data, run: RunFolder, summary: Summary
+) -> tuple[Any, Summary]:
+    """A model that was spread over workers, whole from its last checkpoint, and scored."""
+    from factory.training import model
+
+    state, _ = checkpoint.newest(run.checkpoints)
+    if state is None:
+        raise TrainingError(f"the run's last checkpoint under '{run.checkpoints}' is gone")
+    whole, _ = model.build(task.model, config)
+    whole.load_state_dict(dict(state.weights), strict=False)
+    loss, accuracy = validate(config, whole, data.validation)
+    return whole, replace(summary, validation_loss=loss, validation_accuracy=accuracy)
 
 
 def ray_peers() -> Peers:
@@ -173,7 +190,8 @@ def launch(
     config = check_as(kind, task.config, "the job")
     history: list[Ended] = []
     while True:
-        ended = _start(task, config, cpus, gpu, work)
+        workers = choose_workers(config, cpus, [node["CPU"] for node in _free()])
+        ended = _start(task, workers, cpus, gpu, work)
         if isinstance(ended, Summary):
             return ended
         history.append(ended)
@@ -183,7 +201,23 @@ def launch(
         say(decision.reason)
 
 
-def _start(task: Task, config: TrainConfig, cpus: int, gpu: bool, work: Work) -> Summary | Ended:
+def choose_workers(config: TrainConfig, cpus: int, free: Sequence[float]) -> int:
+    """Workers of the next start: as many as `free` CPUs of each node have room for, within bounds.
+
+    Where there is no room for the fewest, the start waits for it.
+    """
+    room = sum(int(node) // cpus for node in free)
+    return min(config.most_workers, max(config.least_workers, room))
+
+
+def _free() -> list[dict[str, float]]:
+    """What is free on each living node."""
+    from ray._private.state import available_resources_per_node
+
+    return [{"CPU": float(node.get("CPU", 0))} for node in available_resources_per_node().values()]
+
+
+def _start(task: Task, workers: int, cpus: int, gpu: bool, work: Work) -> Summary | Ended:
     """One start of the run on a fresh group of workers."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -198,7 +232,7 @@ def _start(task: Task, config: TrainConfig, cpus: int, gpu: bool, work: Work) ->
         partial(_worker, work=work),
         train_loop_config=asdict(task),
         scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
+            num_workers=workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})},
         ),

@@ -47,7 +47,7 @@ def test_a_full_disk_is_told_and_leaves_the_last_checkpoint(tmp_path: Path) -> N
     with full_disk(20_000), pytest.raises(TrainingError, match="cannot write the checkpoint"):
         checkpoint.save(tmp_path, state(2, size=100_000), keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    found, damaged = checkpoint.newest(tmp_path, workers=1)
+    found, damaged = checkpoint.newest(tmp_path)
     assert found is not None
     assert found.counters == Counters(step=1, tokens=10)
     assert not damaged
@@ -77,7 +77,7 @@ def test_an_unreadable_checkpoint_is_passed_over(tmp_path: Path, broken: str) ->
     for step in (1, 2):
         checkpoint.save(tmp_path, state(step), keep=2)
     (tmp_path / "step-00000002" / broken).write_bytes(b"\0")
-    found, damaged = checkpoint.newest(tmp_path, workers=1)
+    found, damaged = checkpoint.newest(tmp_path)
     assert found is not None
     assert found.counters.step == 1
     assert damaged[0].startswith("step-00000002")
@@ -92,8 +92,8 @@ def test_copies_elsewhere_bring_a_run_back(tmp_path: Path) -> None:
     writer.close()
     assert remote.steps(url) == ["step-00000003", "step-00000002"]
     other = tmp_path / "other"
-    assert checkpoint.fetch(other, url, workers=1) == ()
-    found, _ = checkpoint.newest(other, workers=1)
+    assert checkpoint.fetch(other, url) == ()
+    found, _ = checkpoint.newest(other)
     assert found is not None
     assert found.counters.step == 3
     assert torch.equal(found.weights["w"], state(3).weights["w"])
@@ -109,9 +109,9 @@ def test_a_damaged_copy_falls_back_and_one_cut_short_is_not_seen(tmp_path: Path)
     writer.close()
     (tmp_path / "store" / "step-00000003" / "manifest.json").unlink()
     (tmp_path / "store" / "step-00000002" / "weights.safetensors").write_bytes(b"bad")
-    (damaged,) = checkpoint.fetch(tmp_path / "other", url, workers=1)
+    (damaged,) = checkpoint.fetch(tmp_path / "other", url)
     assert "step-00000002: weights.safetensors is not what was written" in damaged
-    found, _ = checkpoint.newest(tmp_path / "other", workers=1)
+    found, _ = checkpoint.newest(tmp_path / "other")
     assert found is not None
     assert found.counters.step == 1
 
@@ -123,14 +123,14 @@ def test_what_is_newer_here_is_not_fetched(tmp_path: Path) -> None:
     writer.flush()
     writer.close()
     checkpoint.save(tmp_path / "here", replace(state(5)), keep=2)
-    checkpoint.fetch(tmp_path / "here", url, workers=1)
+    checkpoint.fetch(tmp_path / "here", url)
     assert [path.name for path in (tmp_path / "here").glob("step-*")] == ["step-00000005"]
 
 
 @pytest.mark.parametrize("url", ["nosuch://bucket/run", "file://not/absolute"])
 def test_a_store_that_cannot_be_opened_is_told(tmp_path: Path, url: str) -> None:
     with pytest.raises(TrainingError, match="checkpoint_url"):
-        checkpoint.fetch(tmp_path, url, workers=1)
+        checkpoint.fetch(tmp_path, url)
 
 
 def test_the_manifest_names_every_file(tmp_path: Path) -> None:
