@@ -23,6 +23,7 @@ from factory.cli import (
     jobs,
     keys,
     models,
+    place,
     registry,
     reviews,
     routing,
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.command("up")(serving.up)
 app.command("down")(serving.down)
 app.command("status")(serving.status)
+app.command("place")(place.place)
 for group in (
     models,
     jobs,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 from decimal import Decimal
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from factory.cli.console import Json, emit, state, table
+from factory.cli.console import Json, State, emit, state, table
 
 if TYPE_CHECKING:
     from factory.ledger.report import AccountLine, CostsReport
@@ -21,6 +22,13 @@ Moment = Annotated[
 ]
 
 
+class Basis(StrEnum):
+    """What a cost is counted by."""
+
+    allocation = "allocation"
+    usage = "usage"
+
+
 @app.command()
 def report(
     context: typer.Context,
@@ -29,12 +37,18 @@ def report(
     human_usd_per_hour: Annotated[
         float, typer.Option(min=0, max=1e6, help="What an hour of a person costs.")
     ] = 45.0,
+    basis: Annotated[
+        Basis,
+        typer.Option(
+            help="allocation: list prices, for chargeback; usage: what nodes really cost."
+        ),
+    ] = Basis.allocation,
     json: Json = False,
 ) -> None:
     """Spend by tier, endpoint and team, the same traffic priced at the top tier, and the cost of
-    a successful outcome with people's time.
+    a successful outcome with people's time; or, on the usage basis, where the node-hours went.
 
-    Example: factory costs report --since 2026-11-01 --human-usd-per-hour 60
+    Example: factory costs report --since 2026-11-01 --basis usage
     """
     from factory.config import NANO
     from factory.ledger.costs import costs
@@ -42,6 +56,9 @@ def report(
     if math.isnan(human_usd_per_hour):
         raise typer.BadParameter("--human-usd-per-hour must be a number")
     this = state(context)
+    if basis is Basis.usage:
+        _report_usage(this, _utc(since), _utc(until), json)
+        return
     human_nusd_per_hour = int(Decimal(str(human_usd_per_hour)) * NANO)
     with this.ledger() as ledger, ledger.read() as connection:
         found = costs(connection, _utc(since), _utc(until), human_nusd_per_hour)
@@ -49,6 +66,40 @@ def report(
         emit(found.as_dict())
     else:
         _show(found, this.settings.top_model)
+
+
+def _report_usage(this: State, since: datetime | None, until: datetime | None, json: bool) -> None:
+    from factory.ledger.nodes import usage
+
+    with this.ledger() as ledger:
+        found = usage(ledger, since, until)
+    if json:
+        emit(found.as_dict())
+        return
+    table(
+        ("pool", "node-hours", "total USD", "workload", "idle", "overhead", "utilization"),
+        [
+            (
+                pool.pool,
+                f"{pool.hours:.2f}",
+                _usd(pool.total_nusd),
+                _usd(pool.workload_nusd),
+                _usd(pool.idle_nusd),
+                _usd(pool.overhead_nusd),
+                "" if pool.utilization is None else f"{pool.utilization:.1%}",
+            )
+            for pool in found.pools
+        ],
+        "No node-hour was counted in this time; the meter runs beside `factory up`.",
+    )
+    table(
+        ("by", "", "calls", "usage USD", "allocation USD"),
+        [
+            (line.kind, line.name, line.requests, _usd(line.usage_nusd), _usd(line.allocation_nusd))
+            for line in found.lines
+        ],
+        "Nothing used them.",
+    )
 
 
 @app.command()

@@ -184,6 +184,7 @@ def _launch(
         *("--dashboard-agent-listen-port", str(agent)),
         *("--min-worker-port", "0", "--max-worker-port", "0"),
         *("--object-store-memory", str(_STORE_BYTES), "--temp-dir", str(temp_dir)),
+        *("--labels", ",".join(f"{key}={value}" for key, value in _labels(settings).items())),
         *(() if cpus is None else ("--num-cpus", str(cpus))),
     ]
     log = run / "head.log"
@@ -210,11 +211,32 @@ def _launch(
         _await_ready(cluster, child, log, timeout_s)
         cluster = replace(cluster, ready=True)
         _write(settings, cluster)
+        _meter(env, run)
     except BaseException:
         stop(settings)
         child.wait()
         raise
     return cluster
+
+
+def _labels(settings: Settings) -> dict[str, str]:
+    """Labels of this machine: it is a node of the first pool of one's own."""
+    own = [(n, pool) for n, pool in settings.pools.items() if pool.market == "onprem"]
+    name, pool = own[0] if own else next(iter(settings.pools.items()))
+    return pool.labels(name)
+
+
+def _meter(env: Mapping[str, str], run: Path) -> None:
+    """Start the node meter; the mark in `env` makes it end with the cluster."""
+    with (run / "meter.log").open("ab") as output:
+        subprocess.Popen(
+            [sys.executable, "-m", "factory.cluster.meter"],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def _await_ready(

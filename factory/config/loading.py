@@ -65,7 +65,7 @@ def parse(text: str, name: str, folder: Path, env: Mapping[str, str]) -> Setting
     try:
         settings = Settings.model_validate(_substitute(raw, env), context={"folder": folder})
     except ValidationError as error:
-        raise ConfigError(_explain(error, name, root)) from error
+        raise ConfigError(explain(error, name, root)) from error
     home = Path(env.get("FACTORY_HOME") or folder / settings.home.expanduser())
     return settings.model_copy(update={"home": home.absolute()})
 
@@ -107,7 +107,8 @@ def _line(root: yaml.Node | None, path: tuple[int | str, ...]) -> int:
     return line
 
 
-def _explain(error: ValidationError, name: str, root: yaml.Node | None) -> str:
+def explain(error: ValidationError, name: str, root: yaml.Node | None) -> str:
+    """One line for each thing that is wrong in a YAML document, with its line and key."""
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "the file"

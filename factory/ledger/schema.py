@@ -26,13 +26,21 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-HEAD = "0002"
+HEAD = "0003"
 """The migration that this code is written for."""
 
 VERSION_TABLE = "factory_ledger_version"
 """Alembic's table; a name of its own, since MLflow may live in the same database."""
 
-APPEND_ONLY = ("requests", "charges", "promotions", "outcomes", "audit", "calibrations")
+APPEND_ONLY = (
+    "requests",
+    "charges",
+    "promotions",
+    "outcomes",
+    "audit",
+    "calibrations",
+    "node_hours",
+)
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -312,6 +320,24 @@ class CalibrationRow(Base):
     detail: Mapped[dict[str, Any]]
 
 
+class NodeHoursRow(Base):
+    """A machine from one moment to another, and who held it; see `nodes`."""
+
+    __tablename__ = "node_hours"
+    __table_args__ = (UniqueConstraint("machine", "starts_at"), Index(None, "ends_at"))
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    machine: Mapped[str]
+    node_id: Mapped[str]
+    pool: Mapped[str]
+    zone: Mapped[str | None]
+    starts_at: Mapped[datetime]
+    ends_at: Mapped[datetime]
+    nusd_per_hour: Mapped[int] = mapped_column(BigInteger)
+    cost_nusd: Mapped[int] = mapped_column(BigInteger)
+    holds: Mapped[list[dict[str, Any]]]
+
+
 REQUESTS = Base.metadata.tables["requests"]
 CHARGES = Base.metadata.tables["charges"]
 API_KEYS = Base.metadata.tables["api_keys"]
@@ -326,6 +352,7 @@ REVIEWS = Base.metadata.tables["reviews"]
 ANSWERS = Base.metadata.tables["answers"]
 SAMPLES = Base.metadata.tables["samples"]
 CALIBRATIONS = Base.metadata.tables["calibrations"]
+NODE_HOURS = Base.metadata.tables["node_hours"]
 
 
 def within(since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
-from factory.cluster import local, processes, serving
+from factory.cluster import local, meter, processes, serving
 from factory.cluster.errors import ClusterError, JobError
 from factory.cluster.jobs import Jobs
 from factory.config import Settings
+from factory.ledger.nodes import counted, usage
+from factory.ledger.store import open_ledger
 
 from .conftest import GATEWAY
 
@@ -33,6 +37,21 @@ def test_up_is_recorded_and_seen_by_status(line: Settings) -> None:
     assert (status.nodes, status.cpus, status.healthy) == (1, 2.0, False)
     assert found.notes == ("nothing is promoted",)
     assert cluster.address in (line.home / "run" / "serve.log").read_text()
+
+
+def test_the_head_is_a_node_of_its_pool_and_its_hours_are_counted(line: Settings) -> None:
+    cluster = local.require(line)
+    (node,) = (node for node in meter.seen(cluster, line.pools) if node.alive)
+    assert (node.pool, node.cpus, node.uses) == ("onprem", 2.0, ())
+    assert node.started is not None
+    with closing(open_ledger(line.database_url)) as ledger:
+        deadline = time.monotonic() + 60
+        while not (until := counted(ledger)) and time.monotonic() < deadline:
+            time.sleep(0.2)  # the meter that `up` started is another process
+        assert set(until) == {node.machine}
+        (pool,) = usage(ledger).pools
+        assert pool.pool == "onprem"
+        assert pool.total_nusd == pool.idle_nusd > 0
 
 
 def test_deploying_again_keeps_the_port(line: Settings) -> None:

@@ -1,0 +1,159 @@
+"""The node meter: reads Ray's tables once a minute and writes node-hours into the ledger.
+
+    python -m factory.cluster.meter        # started beside the head by `factory up`
+
+It only asks the dashboard, so it needs no Ray in its process. It ends with the head.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+
+from factory.cluster import local
+from factory.cluster.errors import ClusterError
+from factory.cluster.nodehours import Clock, Node, Use, count, node_of, resumed
+from factory.config import Pool, Settings, load
+from factory.ledger.errors import LedgerUnavailable
+from factory.ledger.nodes import NodeSpan, counted, record
+from factory.ledger.store import Ledger, open_ledger
+
+INTERVAL_S = 60.0
+_REPLICA = "ServeReplica:"
+_SERVE = ("ServeController", "ProxyActor", "HTTPProxyActor", "JobSupervisor")
+
+
+def seen(
+    cluster: local.Cluster, pools: Mapping[str, Pool], models: Iterable[str] = ()
+) -> list[Node]:
+    """Every node that Ray knows, dead ones too, with what is held on it.
+
+    Raises `ClusterError` when the dashboard does not answer.
+    """
+    raw = local.nodes(cluster)
+    jobs = _jobs(cluster)
+    known = tuple(models)
+    uses: dict[str, list[Use]] = {}
+    for actor in _table(cluster, "actors", "ALIVE"):
+        _hold(uses, actor, str(actor.get("class_name")), jobs, known)
+    for task in _table(cluster, "tasks", "RUNNING"):
+        if task.get("type") == "NORMAL_TASK":
+            _hold(uses, task, str(task.get("func_or_class_name")), jobs, known)
+    return [node_of(row, uses.get(str(row.get("node_id")), ()), pools) for row in raw]
+
+
+def beat(
+    ledger: Ledger,
+    clock: Clock,
+    nodes: Iterable[Node],
+    pools: Mapping[str, Pool],
+    *,
+    wall: datetime,
+    steady: float,
+) -> tuple[Clock, list[NodeSpan]]:
+    """Count once and write it. The clock goes on only when the ledger has taken the spans."""
+    after, spans = count(nodes, clock, wall=wall, steady=steady, pools=pools)
+    record(ledger, spans)
+    return after, spans
+
+
+def watch(settings: Settings, *, interval_s: float = INTERVAL_S) -> None:
+    """Count until the head is gone. What cannot be counted now is counted at the next beat."""
+    ledger = open_ledger(settings.database_url)
+    try:
+        clock = resumed(counted(ledger))
+        while (cluster := local.current(settings)) is not None:
+            try:
+                nodes = seen(cluster, settings.pools, settings.models)
+                now, steady = datetime.now(UTC), time.monotonic()
+                clock, _ = beat(ledger, clock, nodes, settings.pools, wall=now, steady=steady)
+            except (ClusterError, LedgerUnavailable) as error:
+                print(f"meter: {error}", file=sys.stderr, flush=True)
+            time.sleep(interval_s)
+    finally:
+        ledger.close()
+
+
+def use_of(
+    name: str, row: Mapping[str, Any], jobs: Mapping[str, str], models: Iterable[str]
+) -> Use | None:
+    """What an actor or task holds; None when it holds nothing."""
+    resources = row.get("required_resources") or {}
+    cpus, gpus = float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
+    if cpus <= 0 and gpus <= 0:
+        return None
+    if name.startswith(_REPLICA):
+        deployment = name.rsplit(":", 1)[-1]
+        for prefix in ("engine-", "embedder-"):
+            if deployment.startswith(prefix):
+                return Use("model", _model(deployment.removeprefix(prefix), models), cpus, gpus)
+        return Use("overhead", deployment, cpus, gpus)
+    if name.startswith(_SERVE):
+        return Use("overhead", name, cpus, gpus)
+    job = jobs.get(str(row.get("job_id")))
+    return Use("job", job, cpus, gpus) if job else Use("work", name, cpus, gpus)
+
+
+def _model(served: str, models: Iterable[str]) -> str:
+    """The model behind a deployment, whose name may go on with an adapter's."""
+    fitting = [name for name in models if served == name or served.startswith(f"{name}-")]
+    return max(fitting, key=len, default=served)
+
+
+def _hold(
+    uses: dict[str, list[Use]],
+    row: Mapping[str, Any],
+    name: str,
+    jobs: Mapping[str, str],
+    models: Iterable[str],
+) -> None:
+    if (use := use_of(name, row, jobs, models)) is not None:
+        uses.setdefault(str(row.get("node_id")), []).append(use)
+
+
+def _table(cluster: local.Cluster, what: str, state: str) -> list[dict[str, Any]]:
+    query = {
+        "detail": "1",
+        "limit": "10000",
+        "filter_keys": "state",
+        "filter_predicates": "=",
+        "filter_values": state,
+    }
+    answer = _get(cluster, f"/api/v0/{what}", query)
+    try:
+        return list(answer["data"]["result"]["result"])
+    except (KeyError, TypeError) as error:
+        raise ClusterError(f"the cluster's dashboard answers {what} in an unknown form") from error
+
+
+def _jobs(cluster: local.Cluster) -> dict[str, str]:
+    """Submission id by Ray's job id."""
+    found = _get(cluster, "/api/jobs/", {})
+    rows = found if isinstance(found, list) else []
+    return {
+        str(row["job_id"]): str(row["submission_id"])
+        for row in rows
+        if row.get("job_id") and row.get("submission_id")
+    }
+
+
+def _get(cluster: local.Cluster, path: str, query: Mapping[str, str]) -> Any:
+    try:
+        answer = httpx.get(
+            cluster.dashboard + path, params=query, headers=cluster.headers(), timeout=10
+        )
+        answer.raise_for_status()
+        return answer.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise ClusterError(
+            f"the cluster's dashboard at {cluster.dashboard} does not answer ({error})"
+        ) from error
+
+
+if __name__ == "__main__":
+    watch(load())
