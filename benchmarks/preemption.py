@@ -99,7 +99,7 @@ class Reclaim(threading.Thread):
         self.error: Exception | None = None
 
     def run(self) -> None:
-        """Wait, drain if there is a notice, kill, and bring a fresh node."""
+        """Wait, drain if there is a notice, and kill."""
         try:
             self._reclaim()
         except Exception as error:
@@ -118,7 +118,6 @@ class Reclaim(threading.Thread):
             time.sleep(self.notice_s)
         self.killed_at = time.time()
         self.cluster.remove_node(node, allow_graceful=False)
-        self.cluster.add_node(num_cpus=1)
 
 
 def _drain(address: str, node: str, seconds: int) -> None:
@@ -149,6 +148,7 @@ def drill(cluster: Any, task: Task, notice_s: int | None, at_step: int) -> Drill
         reclaim.join()
         if reclaim.error:
             raise reclaim.error
+        cluster.add_node(num_cpus=1)
         if len(starts) < 2:
             raise TrainingError("the run was over before its node was taken; give more --steps")
         left = starts[1].get("left_at") or reclaim.killed_at
