@@ -39,7 +39,9 @@ from factory.catalog import pull
 from factory.catalog.errors import CatalogError
 from factory.catalog.objects import Object, ObjectStore
 from factory.config import ConfigError, HubSource, Settings
+from factory.registry.versions import WEIGHTS
 from factory.training import dataset, estimate
+from factory.training.chat import template_hash
 from factory.training.config import TrainConfig, load
 from factory.training.dataset import DatasetError
 from factory.training.errors import TrainingError
@@ -178,6 +180,7 @@ class Job:
             "data_hash": self.corpus.hash,
             "base": self.base.name,
             "base_revision": self.base.revision,
+            "template_hash": template_hash(self.base.folder),
         }
 
     def task(self, threads: int) -> Task:
@@ -274,7 +277,7 @@ def _tune(settings: Settings, job: Job, say: Say) -> dict[str, Any]:
     tracked = Tracked.start(settings.mlflow_uri, job.adapter, job.run, params, job.origin)
     try:
         summary = _train(job, tracked, say)
-        stored = store_adapter(ObjectStore(settings.objects), job, tracked.run_id)
+        stored = store_result(ObjectStore(settings.objects), job, tracked.run_id)
     except BaseException as error:
         tracked.fail(str(error) or type(error).__name__)
         raise
@@ -284,7 +287,7 @@ def _tune(settings: Settings, job: Job, say: Say) -> dict[str, Any]:
         say(f"went on from step {summary.resumed_from}")
     tracked.finish(figures(summary), {"adapter_hash": stored.hash})
     return {
-        "adapter": str(stored.path),
+        "adapter" if job.config.use_peft else "model": str(stored.path),
         "hash": stored.hash,
         "run_id": tracked.run_id,
         "run_name": job.run.root.name,
@@ -305,8 +308,8 @@ def _train(job: Job, tracked: Tracked, say: Say) -> Summary:
             return launch(job.task(cpus), cpus, gpu, say=say)
 
 
-def store_adapter(store: ObjectStore, job: Job, run_id: str) -> Object:
-    """Put the run's finished adapter into the object store, with where it came from."""
+def store_result(store: ObjectStore, job: Job, run_id: str) -> Object:
+    """Put the run's adapter or whole weights into the object store, with where it came from."""
     meta = {
         "run_name": job.run.root.name,
         "run_id": run_id,
@@ -315,11 +318,12 @@ def store_adapter(store: ObjectStore, job: Job, run_id: str) -> Object:
         "synthetic": dataset.read_card(job.corpus.folder).get("synthetic", {}),
         "libraries": {lib: metadata.version(lib) for lib in ("torch", "transformers", "peft")},
     }
+    made, kind = (job.run.adapter, "adapters") if job.config.use_peft else (job.run.model, WEIGHTS)
 
     def fill(folder: Path) -> None:
-        shutil.copytree(job.run.adapter, folder, dirs_exist_ok=True)
+        shutil.copytree(made, folder, dirs_exist_ok=True)
 
-    return store.put("adapters", job.adapter, fill, meta)
+    return store.put(kind, job.adapter, fill, meta)
 
 
 def figures(summary: Summary) -> dict[str, float]:

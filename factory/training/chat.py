@@ -10,9 +10,12 @@ is tokenized apart from the prompt, as it is when a server generates it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,6 +80,22 @@ class Batch:
             ),
             row=self.row.to(device),
         )
+
+
+def template_hash(folder: Path) -> str:
+    """Hex sha256 of a weights folder's chat template, which serving must share with tuning.
+
+    Empty where the folder has no template.
+    """
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        facts = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return ""
+    text = facts.get("chat_template") if isinstance(facts, dict) else None
+    return hashlib.sha256(json.dumps(text).encode()).hexdigest() if text else ""
 
 
 def encode(tokenizer: Any, example: Example) -> Sample:

@@ -222,3 +222,33 @@ def test_flags_take_both_spellings_and_the_default_config_is_complete() -> None:
 def test_workers_share_what_is_free(free: float, workers: int, share: int) -> None:
     assert finetune.share_of_cpus(TrainConfig(num_workers=workers), free) == share
     assert finetune.share_of_cpus(TrainConfig(cpus_per_worker=4), free) == 4
+
+
+def test_a_dry_run_says_what_it_will_take_and_starts_nothing(
+    settings: Settings, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--{key}={json.dumps(value)}" for key, value in job(model, data).model_dump().items()]
+    assert finetune.main(["--dry-run", *flags]) == 0
+    said = capsys.readouterr()
+    closing = json.loads(said.out.splitlines()[-1])
+    assert closing["steps"] == 6
+    assert closing["cost_nusd"]["onprem"] > 0
+    assert "trainable" in said.err
+    assert not (settings.home / "runs").exists()
+
+
+def test_full_tuning_on_a_handful_is_refused_before_it_starts(
+    settings: Settings, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = {"use_peft": False, "full_tuning_reason": "because it is there"}
+    flags = [f"--{key}={json.dumps(value)}" for key, value in job(model, data, **whole)]
+    assert finetune.main(flags) == 1
+    assert "48 examples are too few to train every weight" in capsys.readouterr().err
+    assert not (settings.home / "runs").exists()
+
+
+def test_the_schema_names_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune.main(["--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert set(schema["properties"]) == set(TrainConfig.model_fields)
+    assert all("description" in field for field in schema["properties"].values())

@@ -24,7 +24,7 @@ WORDS = {
 }
 
 
-def model(folder: Path) -> Path:
+def model(folder: Path, hidden: int = 32) -> Path:
     """Write a two-layer Llama with random weights and a byte-level tokenizer."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -44,8 +44,8 @@ def model(folder: Path) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
