@@ -3,10 +3,10 @@
     python -m benchmarks.distill [--home .benchmarks/distill] [--steps N] [--rounds N] [--plot FILE]
 
 On the pilot's task, judged by the factory's own suite: the teacher is tuned as `make demo` tunes
-it, for longer; the student has a third of its layers and learns from it, from the data and from
-unlabelled prompts; the reference is a student of the same shape, cut from the untuned base, that
-sees the data's own answers for as many steps of as many examples. Then teacher and student answer
-the suite's questions in vLLM, in turns. Everything lands under `--home` and is found again, so a run
+it; the student has a third of its layers and learns from it, from the data and from unlabelled
+prompts; the reference is a student of the same shape, cut from the untuned base, that sees the
+data's own answers for as many steps of as many examples. Then teacher and student answer the
+suite's questions in vLLM, in turns. Everything lands under `--home` and is found again, so a run
 that was interrupted goes on where it stopped; a new home measures anew.
 
 Takes about a quarter of an hour on two cores.
@@ -35,7 +35,7 @@ from factory.evaluation.results import EvaluationError
 from factory.evaluation.suite import Suite, SuiteError, read
 from factory.evaluation.transformers_answerer import TransformersAnswerer
 from factory.registry.versions import WEIGHTS
-from factory.training.config import load, load_as
+from factory.training.config import TrainConfig, check_as, load, load_as
 from factory.training.dataset import DatasetError
 from factory.training.distill import DistillConfig
 from factory.training.errors import TrainingError
@@ -44,8 +44,6 @@ from pipelines import distill, finetune, helpdesk
 from pipelines.engine_speed import EngineProcess
 
 MODEL, SEED = "smollm2-135m", 7
-TEACHER_STEPS = 440
-"""Twice as many as the demo takes: a teacher has to know more than its student would without it."""
 TEACHER, STUDENT, REFERENCE = "teacher", "student", "student-without-teacher"
 CASES = 32
 """Questions of a round, asked at once."""
@@ -58,7 +56,7 @@ def main(
         ".benchmarks/distill"
     ),
     steps: Annotated[int | None, typer.Option(min=1, help="Of both students.")] = None,
-    teacher_steps: Annotated[int, typer.Option(min=1, help="Of the teacher.")] = TEACHER_STEPS,
+    teacher_steps: Annotated[int | None, typer.Option(min=1, help="Of the teacher.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Of each engine.")] = 5,
     plot: Annotated[Path | None, typer.Option(help="PNG of the comparison.")] = None,
 ) -> None:
@@ -85,7 +83,7 @@ def main(
 
 
 def measure(
-    settings: Settings, steps: int | None, teacher_steps: int, rounds: int
+    settings: Settings, steps: int | None, teacher_steps: int | None, rounds: int
 ) -> dict[str, Any]:
     """Everything in order; what is there already is found."""
     store = ObjectStore(settings.objects)
@@ -111,15 +109,24 @@ def measure(
     return {**quality(scores), **sizes(base, student), **speed, "n_test": len(suite.cases)}
 
 
-def tuned_teacher(settings: Settings, store: ObjectStore, base: Object, steps: int) -> Object:
+def tuned_teacher(
+    settings: Settings, store: ObjectStore, base: Object, steps: int | None
+) -> Object:
     """A teacher tuned with the pilot's own arguments, folded into its base."""
-    config = load(finetune.DEFAULT_CONFIG, {"max_steps": steps})
-    wanted = config.model_dump(mode="json")
-    known = [item for item in store.list("adapters") if item.meta.get("config") == wanted]
+    config = load(finetune.DEFAULT_CONFIG, {} if steps is None else {"max_steps": steps})
+
+    def mine() -> list[Object]:
+        return [
+            item
+            for item in store.list("adapters")
+            if item.name == config.dataset and _same(TrainConfig, item, config)
+        ]
+
+    known = mine()
     if not known:
         say("tuning the teacher")
         finetune.tune(settings, config, f"{TEACHER}-{config.fingerprint()[:8]}")
-        known = [item for item in store.list("adapters") if item.meta.get("config") == wanted]
+        known = mine()
     adapter = max(known, key=lambda item: item.created)
     return merge(store, base, adapter.path, adapter.hash)
 
@@ -127,9 +134,8 @@ def tuned_teacher(settings: Settings, store: ObjectStore, base: Object, steps: i
 def made(settings: Settings, store: ObjectStore, who: str, changes: dict[str, Any]) -> Object:
     """The weights of a student, trained with the pilot's arguments and these changes."""
     config = load_as(DistillConfig, distill.DEFAULT_CONFIG, {**changes, "adapter_name": who})
-    wanted = config.model_dump(mode="json")
     for item in store.list(WEIGHTS):
-        if item.name == who and _same(item.meta.get("config"), wanted):
+        if item.name == who and _same(DistillConfig, item, config):
             return item
     say(f"training the {who.replace('-', ' ')}")
     distill.run(settings, config, f"{who}-{config.fingerprint()[:8]}")
@@ -137,9 +143,10 @@ def made(settings: Settings, store: ObjectStore, who: str, changes: dict[str, An
     return max(found, key=lambda item: item.created)
 
 
-def _same(one: dict[str, Any] | None, other: dict[str, Any]) -> bool:
-    """The stored arguments name the teacher's base as `model`; all else is as it was given."""
-    return one is not None and one | {"model": None} == other | {"model": None}
+def _same(kind: type[TrainConfig], item: Object, config: TrainConfig) -> bool:
+    """Whether an object was made with these arguments; it names the base as its `model`."""
+    made_with = check_as(kind, {**(item.meta.get("config") or {}), "model": MODEL}, item.name)
+    return made_with == config.model_copy(update={"model": MODEL})
 
 
 def judged(suite: Suite, store: ObjectStore, who: str, weights: Object) -> Judged:

@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,13 +36,15 @@ from factory.config import ConfigError, Settings
 from factory.evaluation.compare import compare
 from factory.evaluation.harness import Judged, judge
 from factory.evaluation.results import EvaluationError
-from factory.evaluation.suite import Suite, SuiteError, read
+from factory.evaluation.suite import Case, Suite, SuiteError, read
 from factory.evaluation.transformers_answerer import TransformersAnswerer
 from factory.ledger.errors import LedgerError
 from factory.ledger.store import open_ledger
 from factory.registry.errors import RegistryError
 from factory.registry.lineage import Lineage, library_versions
 from factory.registry.versions import WEIGHTS, Registry
+from factory.training import dataset
+from factory.training.screening import asked
 from pipelines.verdict import Verdict
 
 REFUSED = 3
@@ -74,6 +77,7 @@ def evaluate(
     questions = find_suite(store, name, suite)
     if limit is not None:
         questions = questions.sample(limit, seed)
+    refuse_generated(store, questions)
     tuned = find_adapter(store, name, adapter)
     model, base = find_base(settings, store, name, tuned)
     lineage = lineage_of(tuned, model, base, questions, env)
@@ -143,6 +147,35 @@ def find_suite(store: ObjectStore, name: str, path: Path | None) -> Suite:
             "(`python -m pipelines.helpdesk` makes the pilot's) or pass --suite FILE"
         )
     return read(stored.path)
+
+
+def refuse_generated(store: ObjectStore, suite: Suite) -> None:
+    """Raises `SuiteError` when a case of the suite was written by a model.
+
+    It compares with the examples that stored data sets mark as synthetic: what a model wrote must
+    not decide which model is promoted.
+    """
+    questions = {_words(asked_of(case)): case.id for case in suite.cases}
+    for item in store.list("datasets"):
+        if not item.meta.get("synthetic"):
+            continue
+        parts = [part for part in dataset.SPLITS if (item.path / f"{part}.jsonl").exists()]
+        for examples in dataset.read(item.path, parts).values():
+            for example in examples:
+                if example.synthetic and (found := questions.get(_words(asked(example)))):
+                    raise SuiteError(
+                        f"case '{found}' of suite '{suite.name}' is the synthetic example "
+                        f"'{example.id}' of data set '{item.name}'; judge with real cases only"
+                    )
+
+
+def asked_of(case: Case) -> str:
+    """What the user of a case says."""
+    return "\n".join(one.content for one in case.messages if one.role == "user")
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
 
 
 def find_adapter(store: ObjectStore, name: str, wanted: str | None) -> Object:

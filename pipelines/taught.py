@@ -32,6 +32,7 @@ from factory.training.divergence import Teaching, sparse
 from factory.training.prompts import Prompt, prompts_hash, read_prompts
 from factory.training.screening import CONTAMINATED, Filter, Overlap, asked, screen
 from factory.training.teaching import teach
+from pipelines.evaluate import asked_of
 
 KIND = "taught"
 
@@ -135,7 +136,7 @@ def _unjudged(store: ObjectStore, split: dataset.Split) -> Filter[Prompt]:
     index = Overlap()
     for item in store.list("suites"):
         for case in read_suite(item.path).cases:
-            index.add("\n".join(one.content for one in case.messages if one.role == "user"))
+            index.add(asked_of(case))
     for example in split["validation"]:
         index.add(asked(example))
 

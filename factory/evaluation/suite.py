@@ -67,6 +67,8 @@ class Case(_Row):
     """The conversation; its last turn is the user's."""
     expected: str = Field(min_length=1)
     """The right answer; one of the suite's labels where it has any."""
+    synthetic: bool | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Must be absent or false: a case that a model wrote judges nothing."""
 
     @field_validator("messages")
     @classmethod
@@ -175,6 +177,11 @@ class Suite:
             raise SuiteError(f"{where} has no cases; add at least one line after the header")
         if self.header.synthetic:
             raise SuiteError(f"{where} is marked synthetic; judge with real cases only")
+        if generated := [case.id for case in self.cases if case.synthetic]:
+            raise SuiteError(
+                f"{where}: case '{generated[0]}' is synthetic, {len(generated)} in all; judge with "
+                "real cases only"
+            )
         repeated = [key for key, n in Counter(case.id for case in self.cases).items() if n > 1]
         if repeated:
             raise SuiteError(f"{where}: case id '{repeated[0]}' occurs twice; ids must be unique")
