@@ -13,7 +13,7 @@ full batches, which nobody can go below.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -26,7 +26,7 @@ from factory.scaling.trace import Trace
 
 PERIOD_S = 15.0
 """Seconds of a period of the plan."""
-SMOOTHINGS = (1, 3, 7)
+WIDTHS = (1, 3, 7)
 """Periods over which the known work is averaged; each is tried."""
 
 
@@ -55,10 +55,14 @@ def clairvoyant(
     initial: int,
     most: int,
     rounds: int = 40,
+    widths: Sequence[int] = WIDTHS,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Best:
-    """Search for the cheapest plan that attains the target; `rounds` bounds the last part."""
+    """Search for the cheapest plan that attains the target; `rounds` bounds the last part.
+
+    `widths` are the smoothings that the first part tries, in odd numbers of periods.
+    """
     say = progress or (lambda _: None)
     work = busy_seconds(trace, profile)
     periods = ceil((trace.seconds + 1e-9) / PERIOD_S)
@@ -76,7 +80,7 @@ def clairvoyant(
         )  # fmt: skip
 
     best: tuple[Result, NDArray[np.int64]] | None = None
-    for width in SMOOTHINGS:
+    for width in widths:
         padded = np.pad(offered, width // 2, mode="edge")
         smooth = np.lib.stride_tricks.sliding_window_view(padded, width).mean(axis=1)
         low, high = 0.9, 2.5

@@ -27,8 +27,8 @@ SPANS_S = (15.0, 30.0, 60.0, 120.0, 300.0)
 """Seconds over which forecasters average."""
 TREND_S = 180.0
 """Seconds over which a trend is measured."""
-ERRORS = 180
-"""Past errors that a forecaster is judged by: 15 minutes."""
+ERRORS = 480
+"""Past errors that a forecaster is judged by: 40 minutes."""
 FEWEST_ERRORS = 12
 """Fewer errors than this say nothing; until then arrivals are taken for a Poisson process."""
 

@@ -414,6 +414,7 @@ class Fleet:
             generation_tokens_total=float(totals[GENERATED]),
             steps_total=float(totals[ITERATIONS]),
             busy_s_total=float(totals[BUSY]),
+            ttft_p50_s=_quantile(recent[0], 0.5),
             ttft_p95_s=_quantile(recent[0], 0.95),
             inter_token_p95_s=_quantile(recent[1], 0.95),
         )

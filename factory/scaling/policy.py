@@ -18,7 +18,7 @@ from math import ceil, exp, log, sqrt
 from statistics import NormalDist
 from typing import Any
 
-from factory.scaling.capacity import OBSERVATION_S, Capacity
+from factory.scaling.capacity import Capacity
 from factory.scaling.demand import BIN_S, Demand
 from factory.scaling.signals import Signals
 from factory.scaling.target import Target
@@ -29,14 +29,17 @@ PATIENCE_S = 30.0
 """Seconds that a smaller need must have lasted, beside the start-up time, before it is followed."""
 KV_THRESHOLD = 0.9
 """Share of the KV cache above which places in the batch do not count any more."""
-FORECAST_QUANTILE = 0.9
-"""Quantile of its own past errors to which a forecast is raised."""
-SAFETY_RANGE = (0.3, 4.0)
+WINDOW_S = 30.0
+"""Seconds over which demand must be met in the mean; batches and patience level out the rest."""
+CAREFREE, CAREFUL = (0.9, 0.7), (0.4, 0.99)
+"""Share of the latency target at which the 95th percentile is kept, and quantile of its own past
+errors to which a forecast is raised: with the error budget untouched, and with it spent."""
+BUDGET_S = 3600.0
+"""Seconds over which requests that miss the target fade from the error budget."""
+SAFETY_RANGE = (0.1, 4.0)
 """Bounds of the learned factor on the safety margin."""
-SAFETY_UP, SAFETY_DOWN = 0.01, 0.002
+SAFETY_UP, SAFETY_DOWN = 0.01, 0.005
 """Relative change of the margin a second, at a latency 2.7 times too high or too low."""
-COMFORT = 0.5
-"""Share of the latency target at which the 95th percentile is kept."""
 NEWCOMER_S = 120.0
 """Seconds, beside the start-up time, in which a new policy only adds replicas: it knows nothing."""
 
@@ -65,6 +68,10 @@ class State:
     demand: Demand = field(default_factory=Demand)
     safety: float = 1.0
     """Factor on the safety margin, learned from the latency that was reached."""
+    late: float = 0.0
+    """Requests that missed the latency target, fading."""
+    served: float = 0.0
+    """All requests, fading alike."""
     last_arrival: float | None = None
     """When a request was last seen; None before the first."""
     ordered_at: tuple[tuple[float, int], ...] = ()
@@ -232,7 +239,9 @@ def _learn(signals: Signals, state: State, target: Target) -> State:
         ),
         demand=demand,
         mix=(mix[0], mix[1], mix[2], mix[3]),
-        safety=_safety(state.safety, signals, target, passed),
+        late=state.late * exp(-passed / BUDGET_S) + begun * _late_share(signals, target),
+        served=state.served * exp(-passed / BUDGET_S) + begun,
+        safety=_safety(state, signals, target, passed),
         last_arrival=now if busy else state.last_arrival,
     )
 
@@ -251,7 +260,30 @@ def _started(state: State, signals: Signals) -> State:
     )
 
 
-def _safety(before: float, signals: Signals, target: Target, passed: float) -> float:
+def _caution(state: State, target: Target) -> float:
+    """How much of the error budget is spent: 0 none, 1 all of it (or more)."""
+    if state.served <= 0:
+        return 0.5
+    return min(1.0, state.late / state.served / (1 - target.attainment))
+
+
+def _between(index: int, caution: float) -> float:
+    return CAREFREE[index] + caution * (CAREFUL[index] - CAREFREE[index])
+
+
+def _late_share(signals: Signals, target: Target) -> float:
+    """Share of requests that miss the time to first token, from two of its quantiles.
+
+    Latencies are taken for log-normal, so the median and the 95th percentile say the rest.
+    """
+    median, high = signals.ttft_p50_s, signals.ttft_p95_s
+    if not target.ttft_s or median <= 0 or high <= 0:
+        return 0.0
+    spread = max(log(max(high / median, 1.0)) / NormalDist().inv_cdf(0.95), 0.05)
+    return 1 - NormalDist().cdf(log(target.ttft_s / median) / spread)
+
+
+def _safety(state: State, signals: Signals, target: Target, passed: float) -> float:
     """The factor on the margin that keeps the latency comfortably below its target.
 
     It grows faster than it falls, and not while ordered replicas are on their way: their effect is
@@ -259,13 +291,13 @@ def _safety(before: float, signals: Signals, target: Target, passed: float) -> f
     """
     ratio = _pressure(signals, target)
     if ratio is None:
-        return before
-    error = max(-1.0, min(log(ratio / COMFORT), 1.0))
+        return state.safety
+    error = max(-1.0, min(log(ratio / _between(0, _caution(state, target))), 1.0))
     if error > 0 and (signals.starting or signals.queued):
-        return before
+        return state.safety
     gain = SAFETY_UP if error > 0 else SAFETY_DOWN
     low, high = SAFETY_RANGE
-    return min(high, max(low, before * exp(gain * passed * error)))
+    return min(high, max(low, state.safety * exp(gain * passed * error)))
 
 
 def _pressure(signals: Signals, target: Target) -> float | None:
@@ -296,19 +328,24 @@ def _need(signals: Signals, state: State, target: Target) -> tuple[int, list[str
             target.inter_token_s, prompt=prompt, generated=generated, batch=batch
         )
     forecast = state.demand.forecast(
-        lead_s=startup + OBSERVATION_S, window_s=30.0, quantile=FORECAST_QUANTILE
+        lead_s=startup + BIN_S,
+        window_s=WINDOW_S,
+        quantile=_between(1, _caution(state, target)),
     )
-    z = NormalDist().inv_cdf(target.attainment)
-    base = forecast.rate / rate
+    base = forecast.level / rate
+    doubt = max(0.0, forecast.rate - forecast.level) / rate
     # Square-root staffing: the batch places in use vary like the root of their number.
-    margin = z * sqrt(max(base, 0.0) * 1.5 / batch) * state.safety
-    backlog = max(0.0, signals.queued + signals.waiting - 1)
+    z = NormalDist().inv_cdf(target.attainment)
+    chance = z * sqrt(max(base, 0.0) * 1.5 / batch)
+    margin = (doubt + chance) * state.safety
+    backlog = max(0.0, signals.queued + signals.waiting - signals.ready)
     drain = backlog / rate / max(startup, 2 * (target.ttft_s or startup))
     need = ceil(base + margin + drain - 1e-9)
     reasons = [
-        f"at most {forecast.rate:.2f} requests/s expected in {startup:.0f} s ({forecast.expert}), "
+        f"{forecast.level:.2f} requests/s expected in {startup:.0f} s ({forecast.expert}), "
         f"a replica sustains {rate:.2f} at {prompt:.0f} + {generated:.0f} tokens: {base:.2f}",
-        f"{margin:.2f} more so that {target.attainment:.0%} find a place at once",
+        f"{margin:.2f} more for doubt ({doubt:.2f}) and chance ({chance:.2f}), "
+        f"times {state.safety:.2f} for the latency reached",
     ]
     if drain >= 0.05:
         reasons.append(f"{drain:.2f} more for {backlog:.0f} requests that wait")

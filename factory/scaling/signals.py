@@ -117,8 +117,10 @@ class Signals:
     """Engine iterations."""
     busy_s_total: float = 0.0
     """Replica-seconds in which a batch was being computed."""
+    ttft_p50_s: float = 0.0
+    """Median time to first token, mean over replicas weighted by requests."""
     ttft_p95_s: float = 0.0
-    """95th percentile of the time to first token, mean over replicas weighted by requests."""
+    """Its 95th percentile, likewise."""
     inter_token_p95_s: float = 0.0
     """The same of the time between tokens."""
     search_p95_s: float = 0.0
@@ -200,6 +202,7 @@ def gather(
         generation_tokens_total=totals[2],
         steps_total=totals[3],
         busy_s_total=totals[4],
+        ttft_p50_s=weighted("ttft_p50_s"),
         ttft_p95_s=weighted("ttft_p95_s"),
         inter_token_p95_s=weighted("inter_token_p95_s"),
         search_p95_s=weighted("search_p95_s"),

@@ -130,6 +130,20 @@ def initial_replicas(trace: Trace, profile: Profile, *, seconds: float = 120.0) 
     return max(1, ceil(float(busy) / min(seconds, max(trace.seconds, 1.0)) / 0.8))
 
 
+def usual_target_s(trace: Trace, profile: Profile) -> float:
+    """A time to first token that this hardware can hold: three times what the 99th percentile of
+    the prompts takes on an idle replica."""
+    return 3 * profile.alone_s(float(np.quantile(trace.prompt, 0.99)))
+
+
+def enough_replicas(trace: Trace, profile: Profile) -> int:
+    """More replicas than any sane policy wants: three times the work of the busiest minute."""
+    minutes = np.bincount(
+        (trace.arrivals / 60).astype(np.int64), weights=busy_seconds(trace, profile)
+    )
+    return ceil(float(minutes.max()) / 60 * 3) + 8
+
+
 def busy_seconds(trace: Trace, profile: Profile) -> NDArray[np.float64]:
     """Replica-seconds that each request takes of a full replica: the least it can cost."""
     decoding = profile.per_step_s / profile.max_batch + profile.per_sequence_s

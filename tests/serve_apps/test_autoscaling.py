@@ -1,0 +1,126 @@
+"""The policy inside Ray Serve: a small deployment wakes, grows under load, shrinks and sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray import serve
+
+from factory.scaling import ReplicaSignals, Target
+from serve_apps.autoscaling import ServePolicy, autoscaling, latest_reports
+
+TARGET = Target(max_replicas=3, idle_after_s=4, ttft_s=0.5, startup_s=2)
+
+
+class Answerer:
+    """Answers two requests at once, each in a quarter of a second, and reports like an engine."""
+
+    def __init__(self) -> None:
+        self.places = asyncio.Semaphore(2)
+        self.taken = self.running = 0
+        self.busy_s = 0.0
+
+    async def __call__(self) -> int:
+        self.taken += 1
+        async with self.places:
+            self.running += 1
+            await asyncio.sleep(0.25)
+            self.running -= 1
+            self.busy_s += 0.125
+        return self.taken
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        return ReplicaSignals(
+            running=self.running,
+            waiting=self.taken - self.running,
+            max_batch=2,
+            requests_total=self.taken,
+            prompt_tokens_total=self.taken,
+            steps_total=self.taken,
+            busy_s_total=self.busy_s,
+        ).stats()
+
+
+def replicas(app: str) -> int:
+    """Replicas of the application's only deployment that run."""
+    deployment = serve.status().applications[app].deployments["Answerer"]
+    return int(deployment.replica_states.get("RUNNING", 0))
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float = 60) -> None:
+    """Return when `condition` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.1)
+
+
+@pytest.mark.ray
+def test_a_deployment_wakes_grows_and_sleeps_again(ray_cluster: None) -> None:
+    app = "scaled"
+    deployment = serve.deployment(Answerer).options(
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=4,
+        autoscaling_config=autoscaling(TARGET, initial=0),
+        health_check_period_s=1,
+        graceful_shutdown_wait_loop_s=0.1,
+    )
+    handle = serve.run(deployment.bind(), name=app, route_prefix=None)
+    try:
+        assert replicas(app) == 0
+        assert handle.remote().result(timeout_s=60) == 1
+        most = 0
+
+        def load() -> bool:
+            nonlocal most
+            answers = [handle.remote() for _ in range(24)]
+            for answer in answers:
+                answer.result(timeout_s=60)
+            most = max(most, replicas(app))
+            return most >= 2
+
+        wait_for(load)
+        wait_for(lambda: replicas(app) == 0)
+    finally:
+        serve.delete(app)
+
+
+def context(**changes: Any) -> SimpleNamespace:
+    """What Serve tells a policy."""
+    known = {
+        "raw_metrics": {},
+        "policy_state": {},
+        "current_time": 100.0,
+        "current_num_replicas": 1,
+        "target_num_replicas": 1,
+        "total_queued_requests": 0,
+        "deployment_name": "engine",
+    }
+    return SimpleNamespace(**known | changes)
+
+
+def test_the_newest_report_of_each_replica_counts() -> None:
+    raw = {
+        "running": {"a": [SimpleNamespace(value=1.0), SimpleNamespace(value=3.0)], "b": []},
+        "somebody's own": {"a": [SimpleNamespace(value=9.0)]},
+    }
+
+    assert latest_reports(raw) == {"a": ReplicaSignals(running=3.0)}
+
+
+def test_state_travels_through_serve_and_an_unchanged_number_is_not_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    policy = ServePolicy(target={"min_replicas": 1, "max_replicas": 4})
+    with caplog.at_level("INFO", "ray.serve"):
+        wanted, memory = policy(context())
+        again, later = policy(context(policy_state=memory, current_time=100.1))
+
+    assert (wanted, again) == (1, 1)
+    assert later["state"] == memory["state"]
+    assert not caplog.records
