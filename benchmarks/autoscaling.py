@@ -5,17 +5,17 @@
 
 The trace (`TIMESTAMP,ContextTokens,GeneratedTokens`) is replayed against simulated replicas of the
 profile, by default the measured one of SmolLM2 on 2 cores. A scale above 1 repeats every arrival
-with up to 15 s of jitter, one below 1 chooses among them. The latency target is, unless given, three
-times what the 99th percentile of the prompts takes on an idle replica.
+with up to 15 s of jitter, one below 1 chooses among them. The latency target is, unless given,
+three times what the 99th percentile of the prompts takes on an idle replica.
 
 `ray_default` is Serve's own policy code with its default delays, its `target_ongoing_requests`
-chosen by grid on this very trace: the fewest replica-hours that attain `--attainment`, else the best
-attainment. `factory` starts without knowing the trace, the profile or the real start-up time. Where
-the reference attains more, ours is told a higher objective until it attains as much; with the first
-one it stands under `factory_at_first_objective`. `clairvoyant` plans with the whole trace known for
-what `factory` attained. Everybody starts with the same replicas, faces the same router and start-up
-time, and pays from a replica's order to the end of its last answer. The figures of the first scale
-stand at the top level, all of them under `scales`.
+chosen by grid on this very trace: the fewest replica-hours that attain `--attainment`, else the
+best attainment. `factory` starts without knowing the trace, the profile or the real start-up time.
+Where the reference attains more, ours is told a higher objective until it attains as much; with the
+first one it stands under `factory_at_first_objective`. `clairvoyant` plans with the whole trace
+known for what `factory` attained. Everybody starts with the same replicas, faces the same router
+and start-up time, and pays from a replica's order to the end of its last answer. The figures of the
+first scale stand at the top level, all of them under `scales`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Any
 from factory.scaling.clairvoyant import clairvoyant
 from factory.scaling.errors import ScalingError
 from factory.scaling.profile import Profile
-from factory.scaling.serve_default import ServeDefault
+from factory.scaling.serve_default import ServeDefault, request_targets, tuned
 from factory.scaling.simulation import (
     Ours,
     Result,
@@ -79,9 +79,9 @@ def run(
 
     with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
         first = pool.submit(ours, attainment)
-        targets = grid(profile.max_ongoing, coarse=len(trace) >= MANY)
+        targets = request_targets(profile.max_ongoing, coarse=len(trace) >= MANY)
         tried = dict(zip(targets, pool.map(default, targets), strict=True))
-    chosen = choose(tried, attainment)
+    chosen = tuned(tried, attainment)
     reference = tried[chosen]
     factory, objective = first.result(), attainment
     _say(f"  factory, told {objective:.2%}: {_line(factory)}")
@@ -108,24 +108,6 @@ def run(
         "requests": len(trace),
         "target_ttft_ms": round(1000 * ttft_s),
     }
-
-
-def grid(most: int, *, coarse: bool) -> list[float]:
-    """Request targets to try: every sensible one, or every other."""
-    fine = [
-        *(0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12),
-        *(most * share for share in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),
-    ]
-    known = sorted({value for value in fine if value <= most})
-    return known[1::3] if coarse else known
-
-
-def choose(tried: dict[float, Result], attainment: float) -> float:
-    """The request target with the fewest hours that attains; else the one that attains most."""
-    good = [wanted for wanted, result in tried.items() if result.attainment >= attainment]
-    if good:
-        return min(good, key=lambda wanted: tried[wanted].replica_hours)
-    return max(tried, key=lambda wanted: tried[wanted].attainment)
 
 
 def _figures(result: Result) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from factory.cli import (
     reviews,
     routing,
     serving,
+    simulate,
 )
 from factory.cli.console import Commands, State
 
@@ -44,6 +45,8 @@ app.command("up")(serving.up)
 app.command("down")(serving.down)
 app.command("status")(serving.status)
 app.command("place")(place.place)
+app.command("simulate")(simulate.simulate)
+app.command("profile")(simulate.profile)
 for group in (
     models,
     jobs,

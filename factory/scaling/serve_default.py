@@ -11,9 +11,13 @@ arrive at once here, in a cluster up to 10 s later.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from factory.scaling.signals import Signals
+
+if TYPE_CHECKING:
+    from factory.scaling.simulation import Result
 
 
 class ServeDefault:
@@ -78,3 +82,21 @@ class ServeDefault:
                 )
         self._wanted = max(self.config.min_replicas, min(int(replicas), self.config.max_replicas))
         return self._wanted, (f"{mean:.1f} requests are ongoing",)
+
+
+def request_targets(most: int, *, coarse: bool = False) -> list[float]:
+    """Values of `target_ongoing_requests` to try for replicas that take `most` at once."""
+    fine = [
+        *(0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12),
+        *(most * share for share in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),
+    ]
+    known = sorted({value for value in fine if value <= most})
+    return known[1::3] if coarse else known
+
+
+def tuned(tried: Mapping[float, Result], attainment: float) -> float:
+    """The request target with the fewest hours that attains; else the one that attains most."""
+    good = [wanted for wanted, result in tried.items() if result.attainment >= attainment]
+    if good:
+        return min(good, key=lambda wanted: tried[wanted].replica_hours)
+    return max(tried, key=lambda wanted: tried[wanted].attainment)

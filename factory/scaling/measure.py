@@ -1,0 +1,138 @@
+"""Measure one running engine over HTTP: what `factory profile MODEL` does.
+
+    samples = asyncio.run(measure(client, "smollm2-135m", max_model_len=1024))
+
+Any OpenAI-compatible server will do. Every prompt is new, so that no cache answers, and requests of
+a batch begin together. The engine should have nothing else to do meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from factory.scaling.errors import ScalingError
+from factory.scaling.profile import Sample
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+"""Requests that run together, for the cost of a running request."""
+ANSWER = 48
+"""Tokens of an answer while batches are measured."""
+SHORT = 48
+"""Words of a prompt meanwhile; a few of the lengths below are measured alone."""
+LENGTHS = (32, 128, 320, 640)
+"""Words of prompts whose time to first token is measured, as far as the context allows."""
+REPEATS = 3
+WORDS = [
+    "river",
+    "stone",
+    "amber",
+    "wheel",
+    "paper",
+    "cloud",
+    "green",
+    "lamp",
+    "north",
+    "bread",
+    "silver",
+    "garden",
+    "window",
+    "seven",
+    "copper",
+    "letter",
+    "winter",
+    "music",
+    "honest",
+    "table",
+]
+
+
+async def measure(
+    client: AsyncOpenAI,
+    model: str,
+    *,
+    max_model_len: int,
+    batches: Sequence[int] = BATCHES,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Sample]:
+    """Samples for `profile.fit`. Raises `ScalingError` when the engine does not answer."""
+    import openai
+
+    words = random.Random(seed)
+    samples = []
+    try:
+        await _together(client, model, 1, SHORT, ANSWER, words)
+        for length in LENGTHS:
+            if length * 2 + ANSWER > max_model_len:
+                continue
+            progress(f"prompts of {length} words, alone")
+            alone = [await _together(client, model, 1, length, 8, words) for _ in range(REPEATS)]
+            samples.append(_middle(alone))
+        for running in batches:
+            progress(f"{running} requests together")
+            samples.append(await _together(client, model, running, SHORT, ANSWER, words))
+    except openai.OpenAIError as error:
+        raise ScalingError(f"the engine of '{model}' does not answer: {error}") from error
+    return samples
+
+
+def _middle(samples: Sequence[Sample]) -> Sample:
+    """The sample with the median time to first token."""
+    return sorted(samples, key=lambda one: one.ttft_s)[len(samples) // 2]
+
+
+async def _together(
+    client: AsyncOpenAI, model: str, running: int, length: int, answer: int, words: random.Random
+) -> Sample:
+    """`running` requests that begin together."""
+    prompts = [" ".join(words.choices(WORDS, k=length)) for _ in range(running)]
+    begun = time.perf_counter()
+    answers = await asyncio.gather(*(_stream(client, model, one, answer) for one in prompts))
+    firsts = [times[0] - begun for times, _ in answers]
+    everybody = max(times[0] for times, _ in answers)
+    gaps = [
+        later - earlier
+        for times, _ in answers
+        for earlier, later in pairwise(times)
+        if earlier >= everybody
+    ]
+    return Sample(
+        running=running,
+        prompt=median(tokens for _, tokens in answers),
+        generated=median(len(times) for times, _ in answers),
+        ttft_s=median(firsts),
+        inter_token_s=sum(gaps) / len(gaps) if gaps else 0.0,
+    )
+
+
+async def _stream(
+    client: AsyncOpenAI, model: str, prompt: str, answer: int
+) -> tuple[list[float], int]:
+    """When each piece of the answer came, and the tokens of the prompt."""
+    ask: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": f"Continue this list of words: {prompt}"}],
+        "max_tokens": answer,
+        "temperature": 1.0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    times: list[float] = []
+    tokens = 0
+    async for chunk in await client.chat.completions.create(**ask):
+        if chunk.choices and chunk.choices[0].delta.content:
+            times.append(time.perf_counter())
+        if chunk.usage is not None:
+            tokens = chunk.usage.prompt_tokens
+    if not times:
+        raise ScalingError(f"'{model}' answered nothing; measure a model that generates text")
+    return times, tokens
