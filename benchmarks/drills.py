@@ -1,8 +1,8 @@
-"""What clients see when the premium provider, tier 1 or the ledger's database fails.
+"""What clients see when the premium provider, tier 1, a gateway or the ledger's database fails.
 
     python -m benchmarks.drills
 
-A real line (vLLM, PostgreSQL, a gateway on Ray Serve) with a provider on this machine that speaks
+A real line (vLLM, PostgreSQL, one or two gateways on Ray Serve) with a provider on this machine that speaks
 OpenAI's protocol and fails on command. Each drill asks steadily, breaks one part, mends it, and
 counts what came back. The last line is one JSON object.
 """
@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -34,6 +35,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from factory.cluster.ports import free
+from factory.ledger.spend import reconcile
 
 CONFIG = """
 home: {home}
@@ -52,13 +54,14 @@ models:
     tier: 3
     price: {{input_usd_per_mtok: 2.5, output_usd_per_mtok: 10}}
 endpoints:
-  helpdesk: {{team: support, class: production, tiers: [0, 1, 3]}}
-  unsure: {{team: support, class: production, tiers: [0, 1, 3]}}
+  helpdesk: {{team: support, class: production, tiers: [0, 1, 3], target: {{ttft_ms: 800}}}}
 routing: {{confidence_threshold: {threshold}}}
-gateway: {{port: 0}}
+gateway: {{port: 0, replicas: {replicas}}}
 """
 
 CALM_S, BROKEN_S, AFTER_S = 4.0, 10.0, 10.0
+SETTLED_S = 6.0
+"""After which even the journal of a gateway that died is in the ledger."""
 
 
 def say(text: str) -> None:
@@ -110,10 +113,23 @@ class Database:
         self._server.cleanup()
 
 
-async def steadily(
-    url: str, key: str, seconds: float, seen: Counter[str], clients: int = 4
-) -> None:
-    """Ask new questions for so long; count status, tier and label of what comes back."""
+@dataclass
+class Seen:
+    """What clients saw."""
+
+    answers: Counter[str] = field(default_factory=Counter)
+    """How often, by status, tier and label."""
+    slowest_s: float = 0.0
+    ids: list[str] = field(default_factory=list)
+    """Requests that were answered."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the report."""
+        return {**self.answers.most_common(), "slowest_s": round(self.slowest_s, 2)}
+
+
+async def steadily(url: str, key: str, seconds: float, seen: Seen, clients: int = 4) -> None:
+    """Ask new questions for so long; note status, tier and label of what comes back, and when."""
     until = time.monotonic() + seconds
 
     async def ask(client: httpx.AsyncClient, number: int) -> None:
@@ -126,16 +142,19 @@ async def steadily(
                 "max_tokens": 4,
                 "messages": [{"role": "user", "content": text}],
             }
+            begun = time.monotonic()
             try:
                 reply = await client.post("/v1/chat/completions", json=body)
             except httpx.HTTPError as error:
-                seen[f"no answer ({type(error).__name__})"] += 1
+                seen.answers[f"no answer ({type(error).__name__})"] += 1
                 continue
+            seen.slowest_s = max(seen.slowest_s, time.monotonic() - begun)
             if reply.status_code == 200:
                 label = " degraded" if reply.headers["x-factory-degraded"] == "true" else ""
-                seen[f"200 tier {reply.headers['x-factory-tier']}{label}"] += 1
+                seen.answers[f"200 tier {reply.headers['x-factory-tier']}{label}"] += 1
+                seen.ids.append(reply.headers["x-factory-request-id"])
             else:
-                seen[f"{reply.status_code} {reply.json()['error']['code']}"] += 1
+                seen.answers[f"{reply.status_code} {reply.json()['error']['code']}"] += 1
                 await asyncio.sleep(0.1)
 
     headers = {"Authorization": f"Bearer {key}"}
@@ -144,25 +163,39 @@ async def steadily(
 
 
 def drill(
-    name: str, url: str, key: str, break_it: Callable[[], None], mend: Callable[[], None]
-) -> dict[str, dict[str, int]]:
-    """Ask before, while and after a part is broken."""
-    found: dict[str, dict[str, int]] = {}
+    name: str,
+    factory: Any,
+    url: str,
+    key: str,
+    break_it: Callable[[], None],
+    mend: Callable[[], None],
+) -> dict[str, Any]:
+    """Ask before, while and after a part is broken; then look whether each answer was charged."""
+    found: dict[str, Any] = {}
+    answered: list[str] = []
     for phase, seconds, first in (
         ("before", CALM_S, lambda: None),
         ("broken", BROKEN_S, break_it),
         ("mended", AFTER_S, mend),
     ):
         first()
-        seen: Counter[str] = Counter()
+        seen = Seen()
         asyncio.run(steadily(url, key, seconds, seen))
-        found[phase] = dict(seen.most_common())
+        found[phase] = seen.as_dict()
+        answered += seen.ids
         say(f"  {name}, {phase}: {found[phase]}")
+    time.sleep(SETTLED_S)
+    charged = {request.request_id for request in factory.ledger.requests()}
+    found["answers_not_charged"] = len(set(answered) - charged)
+    found["budgets_that_differ"] = len(reconcile(factory.ledger))
+    say(f"  {name}: {found['answers_not_charged']} of {len(answered)} answers not charged")
     return found
 
 
 @contextmanager
-def line(premium: Premium, folder: Path, database: str, threshold: float) -> Iterator[Any]:
+def line(
+    premium: Premium, folder: Path, database: str, threshold: float, replicas: int
+) -> Iterator[Any]:
     """A served line; yields the factory, its URL and a key."""
     from factory import Factory
 
@@ -173,6 +206,7 @@ def line(premium: Premium, folder: Path, database: str, threshold: float) -> Ite
             database=database,
             premium=f"http://127.0.0.1:{premium.port}/v1",
             threshold=threshold,
+            replicas=replicas,
         ),
         "utf-8",
     )
@@ -186,18 +220,18 @@ def line(premium: Premium, folder: Path, database: str, threshold: float) -> Ite
         factory.close()
 
 
-def engine_process(factory: Any) -> int:
-    """The replica of tier 1, among the processes of the cluster that this line started."""
+def replica_process(factory: Any, deployment: str) -> int:
+    """A replica of a deployment, among the processes of the cluster that this line started."""
     from factory.cluster.local import require
 
     for child in psutil.Process(require(factory.settings).pid).children(recursive=True):
-        if "ServeReplica:factory:engine" in " ".join(child.cmdline()):
+        if f"ServeReplica:factory:{deployment}" in " ".join(child.cmdline()):
             return child.pid
-    raise RuntimeError("the engine's replica was not found")
+    raise RuntimeError(f"no replica of {deployment} was found")
 
 
 def main() -> None:
-    """Run the three drills. Example: python -m benchmarks.drills"""
+    """Run the drills. Example: python -m benchmarks.drills"""
     premium = Premium()
     with tempfile.TemporaryDirectory(prefix="factory-drill-") as name:
         folder = Path(name)
@@ -205,24 +239,34 @@ def main() -> None:
         found: dict[str, Any] = {}
         try:
             # No answer of tier 1 is sure enough, so every one asks for the premium tier.
-            with line(premium, folder, database.url, 0.9999) as (factory, url, key):
+            with line(premium, folder, database.url, 0.9999, 1) as (factory, url, key):
                 found["failing premium"] = drill(
                     "failing premium",
+                    factory,
                     url,
                     key,
                     lambda: setattr(premium, "broken", True),
                     lambda: setattr(premium, "broken", False),
                 )
-            with line(premium, folder, database.url, 0.0) as (factory, url, key):
+            with line(premium, folder, database.url, 0.0, 2) as (factory, url, key):
                 found["failing tier 1"] = drill(
                     "failing tier 1",
+                    factory,
                     url,
                     key,
-                    lambda: os.kill(engine_process(factory), signal.SIGKILL),
+                    lambda: os.kill(replica_process(factory, "engine"), signal.SIGKILL),
+                    lambda: None,
+                )
+                found["failing gateway replica"] = drill(
+                    "failing gateway replica",
+                    factory,
+                    url,
+                    key,
+                    lambda: os.kill(replica_process(factory, "gateway"), signal.SIGKILL),
                     lambda: None,
                 )
                 found["failing ledger database"] = drill(
-                    "failing ledger database", url, key, database.stop, database.start
+                    "failing ledger database", factory, url, key, database.stop, database.start
                 )
         finally:
             premium.stop()

@@ -56,6 +56,11 @@ class Asking:
         self._connection.connect()
         self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    def forget(self) -> None:
+        """Begin to count anew."""
+        self.latencies_ms.clear()
+        self.inside_ms.clear()
+
     def ask(self, tokens: int, counted: bool) -> None:
         """One new question. Raises `RuntimeError` for any answer but 200."""
         self.count += 1
@@ -143,8 +148,7 @@ def main(
     ours, theirs = Asking(url, key, "g"), Asking(bare, key, "e")
     paired(ours, theirs, 2, tokens)
     for one in (ours, theirs):
-        one.latencies_ms.clear()
-        one.inside_ms.clear()
+        one.forget()
     paired(ours, theirs, seconds, tokens)
     print(json.dumps(figures(ours, theirs)))
 
