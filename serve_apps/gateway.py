@@ -9,6 +9,7 @@ travel through Serve's state.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 from collections.abc import Mapping
@@ -87,6 +88,7 @@ class GatewayApp:
             clock=clock,
         )
         await self._books.start()
+        self._tending = asyncio.create_task(self._gateway.tend())
         # What is loaded stays: collecting garbage need not look at it again.
         gc.collect()
         gc.freeze()
@@ -100,6 +102,7 @@ class GatewayApp:
 
     async def __del__(self) -> None:
         await self._listener.stop(SHUTDOWN_S - 5)
+        self._tending.cancel()
         await self._gateway.drain()
         await self._books.close()
         await self._alerting.drain()

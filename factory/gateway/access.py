@@ -118,6 +118,13 @@ def permit(
     request is charged to that endpoint. Raises `ApiError` 404 for an unknown name, 403 for a closed
     one, 400 for one that does something else.
     """
+    if "inference" not in key.roles:
+        raise ApiError(
+            403,
+            "role_missing",
+            "this key has not the role 'inference', so it may not ask models; "
+            "`factory keys create --role inference --role reviewer` makes one that may do both",
+        )
     endpoint, one = settings.endpoints.get(name), pinned.get(name)
     if endpoint is not None and allows(key, name, endpoint):
         if endpoint.task != task:

@@ -21,6 +21,7 @@ from factory.gateway import access, schema
 from factory.gateway.body import parse, read
 from factory.gateway.call import Request as Asked
 from factory.gateway.completions import parse_completion
+from factory.gateway.engine import Route
 from factory.gateway.errors import ApiError, unavailable
 from factory.gateway.pipeline import JSON, Gateway, Reply
 from factory.gateway.reviews import shown
@@ -55,7 +56,7 @@ def build_app(gateway: Gateway) -> FastAPI:
     app.router.route_class = _Direct
     limit = gateway.settings.gateway.max_body_bytes
 
-    async def generate(request: Request, parse: Callable[[bytes], Asked]) -> Response:
+    async def generate(request: Request, parse: Callable[[bytes], Asked], route: Route) -> Response:
         # One pass over the raw headers: each look-up by Starlette's would walk and decode them all.
         headers = dict(request.scope["headers"])
         authorization, control = headers.get(b"authorization"), headers.get(b"cache-control", b"")
@@ -64,18 +65,19 @@ def build_app(gateway: Gateway) -> FastAPI:
             partial(_body, request, limit),
             parse,
             control.decode("latin-1"),
+            route,
         )
         return _whole(reply) if isinstance(reply, Reply) else EventStream(reply)
 
     @app.post("/v1/chat/completions", **schema.CHAT)
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation; `model` names an endpoint, or a model to pin."""
-        return await generate(request, parse)
+        return await generate(request, parse, "chat")
 
     @app.post("/v1/completions", **schema.COMPLETIONS)
     async def completions(request: Request) -> Response:
         """Continue a text; the older route."""
-        return await generate(request, parse_completion)
+        return await generate(request, parse_completion, "completions")
 
     @app.post("/v1/embeddings", **schema.EMBEDDINGS)
     async def embeddings(request: Request) -> Response:

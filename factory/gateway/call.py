@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 from factory.config import Endpoint, Limits, Settings
 from factory.gateway.body import ChatRequest
 from factory.gateway.completions import CompletionRequest
-from factory.gateway.embeddings import EmbeddingRequest
+from factory.gateway.embedding_body import EmbeddingRequest
 from factory.gateway.served import Served
 from factory.ledger.keys import ApiKey
 

@@ -17,7 +17,7 @@ from cachetools import LRUCache
 from factory.gateway.answers import estimate_tokens
 from factory.gateway.breakers import Breakers
 from factory.gateway.call import Call
-from factory.gateway.embeddings import EmbeddingRequest, embeddings_reply
+from factory.gateway.embedding_body import EmbeddingRequest, embeddings_reply
 from factory.gateway.engine import Vectors
 from factory.gateway.errors import ApiError, unavailable
 from factory.gateway.journey import Journey

@@ -62,13 +62,11 @@ class _Flight(Generic[Item, Result]):
         "over",
         "passengers",
         "task",
-        "to_the_end",
         "weight",
     )
 
-    def __init__(self, key: bytes, to_the_end: bool) -> None:
+    def __init__(self, key: bytes) -> None:
         self.key = key
-        self.to_the_end = to_the_end
         self.items: list[Item] = []
         self.weight = 0
         self.passengers = 0
@@ -171,18 +169,15 @@ class Flights(Generic[Item, Result]):
         """Whether a computation for `key` can be joined now."""
         return key in self._open
 
-    def join(
-        self, key: bytes, start: Start[Item, Result], *, to_the_end: bool = False
-    ) -> Boarding[Item, Result]:
+    def join(self, key: bytes, start: Start[Item, Result]) -> Boarding[Item, Result]:
         """A place on the computation for `key`, which `start` begins if there is none.
 
-        `key` must tell apart whatever must not be shared, teams above all. With `to_the_end` the
-        leader has it finished even when everybody has left.
+        `key` must tell apart whatever must not be shared, teams above all.
         """
         flight = self._open.get(key)
         if flight is not None:
             return Boarding(self, flight, leader=False)
-        flight = self._open[key] = _Flight(key, to_the_end)
+        flight = self._open[key] = _Flight(key)
         flight.task = asyncio.get_running_loop().create_task(self._fly(flight, start))
         self._tasks.add(flight.task)
         flight.task.add_done_callback(self._tasks.discard)
@@ -233,7 +228,7 @@ class Flights(Generic[Item, Result]):
 
     def _left(self, flight: _Flight[Item, Result]) -> None:
         flight.passengers -= 1
-        if flight.passengers or flight.over or flight.to_the_end:
+        if flight.passengers or flight.over:
             return
         self._shut(flight)
         # Not at once: a task that is cancelled before its first step never runs.

@@ -13,7 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from factory.ledger import answers, samples
 from factory.ledger.answers import Answer as Kept
@@ -32,6 +32,10 @@ _BACKLOG = 10_000
 
 _TRIM_EVERY = 500
 """Answers after which what is too old or too much is removed."""
+
+
+SAMPLES_KEPT = timedelta(days=180)
+"""What is older teaches the router no more, and is forgotten."""
 
 
 class Keeper:
@@ -92,4 +96,5 @@ class Keeper:
         self._since_trim += len(kept)
         if self._since_trim >= _TRIM_EVERY:
             answers.trim(self._ledger, self._now(), self._max_answers)
+            samples.forget_before(self._ledger, self._now() - SAMPLES_KEPT)
             self._since_trim = 0

@@ -11,6 +11,7 @@ too, before the last byte of its answer is handed out.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import re
 import uuid
@@ -33,7 +34,8 @@ from factory.gateway.clock import Clock
 from factory.gateway.computation import Computation, Part
 from factory.gateway.deepening import Deepening
 from factory.gateway.embedding import Embedding
-from factory.gateway.embeddings import parse_embeddings
+from factory.gateway.embedding_body import parse_embeddings
+from factory.gateway.engine import Route
 from factory.gateway.errors import ApiError
 from factory.gateway.experience import Experience
 from factory.gateway.flights import Boarding, Flights
@@ -54,6 +56,7 @@ from factory.gateway.settlement import Settlement
 from factory.gateway.tier0 import Tier0
 from factory.gateway.turns import Turns
 from factory.ledger.budgets import configured
+from factory.ledger.errors import LedgerError
 from factory.ledger.keys import ApiKey, list_keys
 from factory.ledger.report import explain
 from factory.ledger.reviews import Review
@@ -63,10 +66,18 @@ from factory.ledger.till import LATEST_S
 JSON = "application/json"
 EVENTS = "text/event-stream"
 
+TEND_S = 60.0
+"""Seconds between two looks for reviews that nobody decided."""
 
-def new_id() -> str:
-    """A fresh request id; it is also the `id` of the completion."""
-    return f"chatcmpl-{uuid.uuid4().hex}"
+_log = logging.getLogger(__name__)
+
+
+def new_id(route: Route) -> str:
+    """A fresh request id; it is also the `id` of the completion, and begins as OpenAI's do."""
+    return f"{_PREFIXES[route]}-{uuid.uuid4().hex}"
+
+
+_PREFIXES: dict[Route, str] = {"chat": "chatcmpl", "completions": "cmpl", "embeddings": "embd"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +124,7 @@ class Gateway:
         meaning: Meaning | None = None,
         patience: Patience | None = None,
         clock: Clock | None = None,
-        ids: Callable[[], str] = new_id,
+        ids: Callable[[Route], str] = new_id,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """Without `meaning` nothing is compared by meaning, and no learned router is asked."""
@@ -177,12 +188,13 @@ class Gateway:
         body: Callable[[], Awaitable[bytes]],
         parse: Callable[[bytes], Request] = parse,
         cache_control: str = "",
+        route: Route = "chat",
     ) -> Reply | Opening:
         """Answer a chat or a completion: at once, or for a stream that is not kept by an `Opening`.
 
         Raises `ApiError` for everything that ends without an answer.
         """
-        journey = await self._begin(authorization)
+        journey = await self._begin(authorization, route)
         async with self._settlement.of(journey, lambda: not journey.pays):
             found = await self._arrive(journey, parse(await body()), cache_control)
             if isinstance(found, Reply):
@@ -193,7 +205,7 @@ class Gateway:
 
     async def embed(self, authorization: str | None, body: Callable[[], Awaitable[bytes]]) -> Reply:
         """Answer an embeddings request. Raises `ApiError`."""
-        journey = await self._begin(authorization)
+        journey = await self._begin(authorization, "embeddings")
         async with self._settlement.of(journey):
             asked = parse_embeddings(await body())
             call = await self._guarding.look(journey, self._permitted(journey, asked, "embed"))
@@ -201,13 +213,13 @@ class Gateway:
             reply = await self._embedding.run(journey, call)
         return Reply(reply, journey.headers())
 
-    async def _begin(self, authorization: str | None) -> Journey:
+    async def _begin(self, authorization: str | None, route: Route) -> Journey:
         started = self._clock.monotonic()
-        return self._journey(await self._keys.check(authorization), started)
+        return self._journey(await self._keys.check(authorization), started, route)
 
-    def _journey(self, key: ApiKey, started: float) -> Journey:
+    def _journey(self, key: ApiKey, started: float, route: Route) -> Journey:
         return Journey(
-            request_id=self._ids(),
+            request_id=self._ids(route),
             created_at=self._clock.now(),
             started=started,
             clock=self._clock,
@@ -373,10 +385,11 @@ class Gateway:
         key = next((one for one in keys if one.key_id == review.key_id), None)
         if key is None or key.revoked_at is not None:
             raise ApiError(401, "invalid_api_key", "the key that asked was revoked meanwhile")
-        journey = self._journey(key, self._clock.monotonic())
+        request = request_of(review)
+        journey = self._journey(key, self._clock.monotonic(), request.route)
         journey.reasons.append(f"{review.review_id}: {review.status} by {review.decided_by}")
         async with self._settlement.of(journey, lambda: not journey.pays):
-            found = await self._arrive(journey, request_of(review), "no-store", approved=True)
+            found = await self._arrive(journey, request, "no-store", approved=True)
             reply = found if isinstance(found, Reply) else await self._whole(journey, found)
         return reply.body
 
@@ -406,6 +419,15 @@ class Gateway:
     async def ready(self) -> readiness.Readiness:
         """Whether the ledger and the models answer."""
         return await readiness.check(partial(self._ledger.request, "readiness"), self.serving)
+
+    async def tend(self, every_s: float = TEND_S) -> None:
+        """Now and then give up what waits for a person in vain; runs until it is cancelled."""
+        while True:
+            try:
+                await self.reviews.give_up()
+            except LedgerError as error:
+                _log.warning("reviews that wait in vain stay for now: %s", error)
+            await asyncio.sleep(every_s)
 
     async def drain(self) -> None:
         """Wait for the work that departed clients left behind, before the writer is closed."""

@@ -66,26 +66,6 @@ class Rendered:
         head = b"data: " + stamp.head()
         return head + self.usage + b',"factory":' + figures + b"}\n\n" + comment
 
-    def as_dict(self) -> dict[str, Any]:
-        """The rendered answer as plain JSON."""
-        return {
-            "whole": self.whole.decode(),
-            "chunks": [chunk.decode() for chunk in self.chunks],
-            "usage": self.usage.decode(),
-        }
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Rendered:
-        """What `as_dict` wrote. Raises `ValueError` for anything else."""
-        try:
-            return cls(
-                whole=fields["whole"].encode(),
-                chunks=tuple(chunk.encode() for chunk in fields["chunks"]),
-                usage=fields["usage"].encode(),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a kept answer: {error!r}") from error
-
 
 def render(answer: Answer, label: str, logprobs: bool, route: Route = "chat") -> Rendered:
     """`answer` as said by the model called `label`; log-probabilities only if asked for."""

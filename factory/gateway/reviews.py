@@ -139,14 +139,18 @@ class Reviews:
             raise ApiError(404, "review_not_found", f"your team has no review '{review_id[:80]}'")
         return found
 
+    async def give_up(self) -> list[str]:
+        """Let expire what waited too long; returns the ids. Raises `LedgerError`."""
+        now = self._clock.now()
+        return await asyncio.to_thread(reviews.expire, self._ledger, now - PATIENCE, at=now)
+
     async def waiting(self, key: ApiKey, status: str | None) -> list[Review]:
         """The team's reviews, oldest first; what waited too long is given up.
 
         Raises `ApiError` 400, 403.
         """
         _reviewer(key)
-        now = self._clock.now()
-        await asyncio.to_thread(reviews.expire, self._ledger, now - PATIENCE, at=now)
+        await self.give_up()
         try:
             return await asyncio.to_thread(reviews.list_reviews, self._ledger, key.team, status)
         except LedgerUnavailable:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from factory.gateway.body import ChatRequest
 from factory.gateway.completions import CompletionRequest
-from factory.gateway.embeddings import EmbeddingRequest
+from factory.gateway.embedding_body import EmbeddingRequest
 from factory.gateway.outcomes import OutcomeBody
 from factory.gateway.reviews import DecisionBody
 from factory.ledger.reviews import Status

@@ -165,15 +165,6 @@ def trim(ledger: Ledger, now: datetime, max_entries: int) -> int:
     return gone
 
 
-def forget(ledger: Ledger, scope: str) -> int:
-    """Forget all answers of a scope; returns how many there were."""
-    with ledger.write() as connection:
-        of = select(ANSWERS.c.key).where(ANSWERS.c.scope == scope).order_by(ANSWERS.c.key)
-        keys = connection.scalars(of.with_for_update()).all()
-        connection.execute(delete(ANSWERS).where(ANSWERS.c.scope == scope))
-    return len(keys)
-
-
 def _delete(connection: Connection, keys: Any) -> int:
     # What another process is just replacing or forgetting is left to it.
     mine = keys.with_for_update(skip_locked=True)

@@ -27,9 +27,8 @@ from factory.ledger.errors import LedgerError
 from factory.ledger.schema import API_KEYS
 from factory.ledger.store import Ledger
 
-Role = Literal["inference", "reviewer", "admin"]
-"""`inference` asks models, `reviewer` decides what waits for a person, `admin` sees and does
-everything over HTTP."""
+Role = Literal["inference", "reviewer"]
+"""`inference` asks models, `reviewer` decides what waits for a person."""
 ROLES: tuple[Role, ...] = get_args(Role)
 
 PREFIX = "sk-factory-"

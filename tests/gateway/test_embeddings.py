@@ -13,7 +13,7 @@ from openai.types import CreateEmbeddingResponse
 from provider_server import Play, Provider
 from pydantic import SecretStr
 
-from factory.gateway.embeddings import (
+from factory.gateway.embedding_body import (
     MOST_INPUTS,
     embeddings_reply,
     parse_embeddings,

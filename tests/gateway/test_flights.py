@@ -234,19 +234,6 @@ async def test_whoever_comes_after_everybody_left_begins_anew():
     await flights.drain()
 
 
-async def test_a_leader_may_have_it_finished_without_anybody():
-    flights, gate = Flights(), asyncio.Event()
-    work = Work(gate=gate)
-    flights.join(b"k", work.whole, to_the_end=True).leave()
-    await ticks(3)
-    assert b"k" in flights
-    with flights.join(b"k", work.whole) as boarding:
-        assert not boarding.leader
-    gate.set()
-    await flights.drain()
-    assert work.endings == ["done"]
-
-
 async def test_a_long_stream_takes_nobody_more_on_board():
     flights = Flights(max_bytes=3)
     gate = asyncio.Event()
@@ -286,16 +273,6 @@ async def test_drain_waits_and_after_its_grace_cancels():
         with pytest.raises(FlightCancelled):
             await anext(boarding)
     await flights.drain()
-
-
-async def test_a_failure_that_nobody_hears_is_logged(caplog):
-    flights, gate = Flights(), asyncio.Event()
-    work = Work(error=ValueError("unheard"), gate=gate)
-    flights.join(b"k", work.whole, to_the_end=True).leave()
-    gate.set()
-    with caplog.at_level(logging.ERROR):
-        await flights.drain()
-    assert "after everybody had left" in caplog.text
 
 
 def supervised(main):
@@ -358,12 +335,9 @@ passengers = st.lists(
     st.integers(0, 5),
     st.integers(0, 4),
     st.booleans(),
-    st.booleans(),
     st.sampled_from([2, 10**6]),
 )
-def test_any_interleaving_gives_everybody_the_whole_answer(
-    crowd, length, pace, fails, to_the_end, max_bytes
-):
+def test_any_interleaving_gives_everybody_the_whole_answer(crowd, length, pace, fails, max_bytes):
     wanted = [str(number) for number in range(length)]
 
     async def main():
@@ -388,7 +362,7 @@ def test_any_interleaving_gives_everybody_the_whole_answer(
             nonlocal aboard
             await ticks(join_after)
             expected_leader = b"k" not in flights
-            with flights.join(b"k", compute, to_the_end=to_the_end) as boarding:
+            with flights.join(b"k", compute) as boarding:
                 assert boarding.leader == expected_leader
                 aboard += 1
                 items = []

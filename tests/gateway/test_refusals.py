@@ -208,3 +208,10 @@ async def test_many_at_once_are_all_charged_once(world):
     assert len({request.request_id for request in recorded}) == len(recorded) == 60
     shown = sum(int(r.headers["x-factory-cost-usd"].replace(".", "")) for r in responses)
     assert shown == sum(request.cost_nusd for request in recorded)
+
+
+async def test_a_key_that_only_reviews_may_not_ask(world):
+    reviewer = world.key(roles=["reviewer"])
+    refused = await world.ask(headers=reviewer)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "role_missing")
+    assert (await world.http.get("/v1/reviews", headers=reviewer)).status_code == 200

@@ -11,6 +11,7 @@ HELLO = {"model": "cheap", "prompt": "import "}
 
 async def test_completions_go_the_same_way(world: World):
     whole = await world.client.completions.create(**HELLO)
+    assert whole.id.startswith("cmpl-")
     assert whole.choices[0].text == "json it is"
     again = await world.http.post("/v1/completions", json=HELLO)
     assert again.headers["x-factory-cache"] == "hit"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from factory.ledger.answers import Answer, forget, get, load_questions, put_many, trim
+from factory.ledger.answers import Answer, get, load_questions, put_many, trim
 from factory.ledger.errors import LedgerError
 from factory.ledger.store import Ledger
 
@@ -74,13 +74,6 @@ def test_questions_are_those_of_the_scope_newest_first(ledger: Ledger) -> None:
     assert [item.question for item in found] == ["q3", "q2", "q1"]
     assert found[0].embedding == vector(3)
     assert load_questions(ledger, "nobody", NOON, 3) == []
-
-
-def test_a_scope_is_forgotten_alone(ledger: Ledger) -> None:
-    put(ledger, answer(1), answer(2), answer(3, scope="other"))
-    assert forget(ledger, "support/helpdesk") == 2
-    assert forget(ledger, "support/helpdesk") == 0
-    assert get(ledger, answer(3).key, NOON) is not None
 
 
 @settings(

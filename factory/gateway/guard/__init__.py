@@ -2,6 +2,6 @@
 
 from factory.gateway.guard.chain import Chain
 from factory.gateway.guard.findings import Decision, Finding
-from factory.gateway.guard.json_schema import check_schema, requested_schema
+from factory.gateway.guard.json_schema import check_schema
 
-__all__ = ["Chain", "Decision", "Finding", "check_schema", "requested_schema"]
+__all__ = ["Chain", "Decision", "Finding", "check_schema"]

@@ -1,8 +1,7 @@
 """JSON schemas that a request asks its answer to fit: checked before, held to afterwards.
 
-    schema = requested_schema(body["response_format"])   # None for plain text
-    check_schema(schema)                                  # None, or why it is refused
-    JsonSchema().check(answer, schema)                    # empty when the answer fits
+    check_schema(schema)                  # None, or why it is refused
+    JsonSchema().check(answer, schema)    # empty when the answer fits
 
 Draft 2020-12; `format` is an annotation and is not checked. Schema and answer both come from
 outside, so nothing is fetched, patterns run in RE2, and checking stops after a number of steps:
@@ -55,25 +54,6 @@ class JsonSchema:
         """Why `text` does not fit, as one span of the whole of it; empty when it does."""
         problem = None if schema is None else misfit(text, schema)
         return [] if problem is None else [(0, Span(_LABEL, 0, len(text), 1.0, problem))]
-
-
-def requested_schema(response_format: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The schema in OpenAI's `response_format`; None when any text will do.
-
-    Raises `ValueError` for a format that is none of `text`, `json_object` and `json_schema`.
-    """
-    kind = (response_format or {}).get("type", "text")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return {"type": "object"}
-    if kind != "json_schema":
-        raise ValueError("response_format.type must be text, json_object or json_schema")
-    outer = (response_format or {}).get("json_schema")
-    schema = outer.get("schema") if isinstance(outer, Mapping) else None
-    if not isinstance(schema, dict):
-        raise ValueError("response_format.json_schema.schema must be an object")
-    return schema
 
 
 def check_schema(schema: Any) -> str | None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from factory.gateway.guard import check_schema, requested_schema
+from factory.gateway.guard import check_schema
 from factory.gateway.guard.json_schema import MAX_CHARACTERS, MAX_DEPTH, misfit
 
 PERSON = {
@@ -33,28 +33,6 @@ VALUES = st.recursive(
     ),
     max_leaves=8,
 )
-
-
-@pytest.mark.parametrize(
-    ("response_format", "schema"),
-    [
-        (None, None),
-        ({"type": "text"}, None),
-        ({"type": "json_object"}, {"type": "object"}),
-        ({"type": "json_schema", "json_schema": {"name": "p", "schema": PERSON}}, PERSON),
-    ],
-)
-def test_what_a_request_asks_for(response_format, schema):
-    assert requested_schema(response_format) == schema
-
-
-@pytest.mark.parametrize(
-    "response_format",
-    [{"type": "xml"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {"name": 1}}],
-)
-def test_a_format_that_is_none(response_format):
-    with pytest.raises(ValueError, match="response_format"):
-        requested_schema(response_format)
 
 
 @given(VALUES)
