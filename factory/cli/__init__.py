@@ -29,6 +29,7 @@ from factory.cli import (
     routing,
     serving,
     simulate,
+    tco,
 )
 from factory.cli.console import Commands, State
 
@@ -45,6 +46,7 @@ app.command("up")(serving.up)
 app.command("down")(serving.down)
 app.command("status")(serving.status)
 app.command("place")(place.place)
+app.command("tco")(tco.tco)
 app.command("simulate")(simulate.simulate)
 app.command("profile")(simulate.profile)
 for group in (
