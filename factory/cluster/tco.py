@@ -403,12 +403,14 @@ def curves(plan: Plan, shares: Sequence[float]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {way.name: [] for way in base.ways}
     for share in shares:
         factor = share / base.utilization if base.utilization else 0.0
-        steady = plan.load.steady_nodes * factor
-        hours = plan.load.peak_hours_per_month * factor
+        # Fewer peak hours and less outside them, so that the node-hours are in proportion.
+        hours = min(plan.load.peak_hours_per_month * factor, HOURS_PER_MONTH - 1e-6)
+        outside = plan.load.node_hours - plan.load.peak_nodes * plan.load.peak_hours_per_month
+        steady = outside * factor / (HOURS_PER_MONTH - hours)
         load = plan.load.model_copy(
             update={
                 "steady_nodes": min(steady, plan.load.peak_nodes),
-                "peak_hours_per_month": min(hours, HOURS_PER_MONTH),
+                "peak_hours_per_month": hours,
                 "egress_gb_per_month": plan.load.egress_gb_per_month * factor,
             }
         )
