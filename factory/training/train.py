@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError
 
 from factory.training import checkpoint, dataset
 from factory.training.chat import encode_all
@@ -36,6 +36,9 @@ _PROMPT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
 }
 """Ray Train's own intervals, shortened: a notice may leave only seconds."""
+
+_NOTICED_S = 3.0
+"""How long a cluster may take to notice that the node of a dead worker is down."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,26 +241,45 @@ def _start(task: Task, workers: int, cpus: int, gpu: bool, work: Work) -> Summar
         ),
         run_config=RunConfig(name="train", storage_path=str(storage)),
     )
+    nodes = _alive()
     try:
         value = trainer.fit().return_value
     except TrainingFailedError as error:
         cause = _cause(error)
         if isinstance(cause, TrainingError | DatasetError):
             raise cause from error
-        lost = isinstance(cause, RayError) and not isinstance(cause, RayTaskError)
-        return Ended(
-            "lost" if lost else "failed", checkpoint.newest_step(run.checkpoints), _last(cause)
-        )
+        step = checkpoint.newest_step(run.checkpoints)
+        return Ended("lost" if _gone(nodes) else "failed", step, _last(cause))
     if "left" in value:
         return Ended("left", value["step"], value["left"])
     return Summary(**value["summary"])
 
 
+def _alive() -> set[str]:
+    """Nodes of the cluster that are up."""
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _gone(nodes: set[str]) -> bool:
+    """Whether one of the nodes is down; the cluster is given a moment to notice."""
+    deadline = time.monotonic() + _NOTICED_S
+    while nodes <= _alive():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def _cause(error: Exception) -> BaseException:
     """What a worker failed with, rather than Ray's account of it."""
     failures = list(getattr(error, "worker_failures", {}).values())
-    causes = [getattr(failure, "_base_exc", failure) for failure in failures]
-    for wanted in (TrainingError, DatasetError, RayError):
+    causes = [
+        getattr(failure, "health_check_failure", getattr(failure, "_base_exc", failure))
+        for failure in failures
+    ]
+    for wanted in (TrainingError, DatasetError, RayActorError):
         for cause in causes:
             if isinstance(cause, wanted):
                 return cause
