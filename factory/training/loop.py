@@ -140,7 +140,6 @@ class _Loop:
         )
         self.trained = adapter.trainable(model)
         plain = Objective(model, CrossEntropy(config.label_smoothing_factor), precision(config))
-        self.device = next(iter(self.trained.values())).device
         module = objective(model) if objective else plain
         self.update: Update
         if config.zero_stage:
@@ -148,6 +147,7 @@ class _Loop:
         else:
             self.update = Whole(module, self.trained, config, peers.distribute)
         self.model = model
+        self.device = next(iter(self.trained.values())).device
         self.vocabulary = int(model.config.vocab_size)
         self.schedule = Schedule.plan(config, len(data.train))
         self.sampler = Sampler(
