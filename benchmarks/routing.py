@@ -38,6 +38,7 @@ from factory.embedding import Encoder, StaticEmbedder
 from factory.routing import calibration, learned, metrics, report
 from factory.routing.errors import RoutingError
 from factory.routing.features import extract
+from factory.routing.fitted import joined
 from factory.routing.labels import Table, read
 from factory.routing.rules import choose
 
@@ -197,9 +198,12 @@ def run(
     scores = {"router": gain(router, test), "kNN": neighbours(train, test)}
     if encoder is not None:
         _say("fitting on the encoder's vectors")
-        deep = [part for part in replace(table, embeddings=encoder[0]).split(fraction, seed)]
-        scores["encoder"] = gain(learned.fit(deep[0], None, seed), deep[1])
-        scores["encoder kNN"] = neighbours(*deep)
+        static = _vectors(table)
+        both = replace(table, embeddings=joined(static, encoder[0])).split(fraction, seed)
+        deep = learned.fit(both[0], None, seed, static=static.shape[1])
+        scores["encoder"] = gain(deep, both[1])
+        alone = replace(table, embeddings=encoder[0]).split(fraction, seed)
+        scores["encoder kNN"] = neighbours(*alone)
     weak, strong = test.good[:, 0], test.good[:, -1]
     found = report.compare(scores, weak, strong)
     _say("calibrating")

@@ -133,7 +133,8 @@ def train_deep(
         return joined(embedder.encode(texts), np.concatenate(parts))
 
     seen = replace(fitting, embeddings=vectors(fitting.prompts or ()))
-    router = learned.fit(seen, None, seed, progress)
+    width = embedder.encode(fitting.prompts[:1] if fitting.prompts else [""]).shape[1]
+    router = learned.fit(seen, None, seed, progress, static=width)
     p_good = np.zeros((0, len(table.tiers)), np.float32)
     if len(rest):
         p_good = router.predict_many(rest.prompts, vectors(rest.prompts or ()))

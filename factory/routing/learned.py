@@ -73,6 +73,8 @@ class Meta:
     """Ascending."""
     dimensions: int
     """Length of the embeddings it takes."""
+    static: int
+    """How many of them, from the first, are the static embedding's; the rest is an encoder's."""
     embedder: str
     """Hash of the embedder that made them; vectors of another do not compare."""
     n: int
@@ -94,7 +96,8 @@ Member = Hashed | Kernel | Neighbours | Trees
 class View:
     """A prompt as the members see it."""
 
-    vector: Floats
+    vectors: Mapping[str, Floats]
+    """By the member that looks at it."""
     rows: Mapping[str, Row]
     surface: Floats | None
     form: Floats
@@ -106,10 +109,8 @@ class Router:
     """A fitted router. It has no state besides its arrays and may be shared between threads."""
 
     meta: Meta
-    hashed: Mapping[str, Hashed]
-    kernel: Kernel
-    neighbours: Neighbours
-    trees: Trees
+    members: Mapping[str, Member]
+    """By name, in the order of `mix`."""
     mix: Floats
     """(2, members): weights for the lowest tier's quality, and for what further tiers add."""
 
@@ -120,10 +121,7 @@ class Router:
         router that was fitted on texts.
         """
         seen = self._view(text, embedding)
-        outputs = [member.one(seen.rows[name]) for name, member in self.hashed.items()]
-        outputs.append(self.kernel.one(seen.vector, seen.surface))
-        outputs.append(self.neighbours.one(seen.vector, seen.surface))
-        outputs.append(self.trees.one(seen.form))
+        outputs = [_one(member, name, seen) for name, member in self.members.items()]
         chances = mixed(np.stack(outputs)[None], self.mix, np.array(self.meta.prior, np.float32))[0]
         return Estimate(tuple(zip(self.meta.tiers, chances.tolist(), strict=True)))
 
@@ -135,26 +133,20 @@ class Router:
         ]
         if not views:
             return np.zeros((0, len(self.meta.tiers)), dtype=np.float32)
-        outputs = [_apply(member, name, views) for name, member in self.parts.items()]
+        outputs = [_apply(member, name, views) for name, member in self.members.items()]
         return mixed(np.stack(outputs, axis=1), self.mix, np.array(self.meta.prior, np.float32))
-
-    @property
-    def parts(self) -> dict[str, Member]:
-        """All members by name, in the order of `mix`."""
-        rest: dict[str, Member] = {"kernel": self.kernel, "neighbours": self.neighbours}
-        return {**self.hashed, **rest, "trees": self.trees}
 
     @property
     def nbytes(self) -> int:
         """Memory of the arrays."""
-        return sum(a.nbytes for one in self.parts.values() for a in one.arrays().values())
+        return sum(a.nbytes for one in self.members.values() for a in one.arrays().values())
 
     def save(self, folder: Path) -> None:
         """Write `router.safetensors` and `router.json` into an existing folder."""
         from safetensors.numpy import save_file
 
         arrays = {"mix": self.mix}
-        for name, member in self.parts.items():
+        for name, member in self.members.items():
             for key, array in member.arrays().items():
                 arrays[f"{name}.{key}"] = np.ascontiguousarray(array)
         save_file(arrays, str(Path(folder) / _WEIGHTS))
@@ -169,10 +161,10 @@ class Router:
                 f"not of shape {vector.shape}: fit it again with the embedder in use"
             )
         if not self.meta.text:
-            return _view(None, vector)
+            return _view(None, vector, self.meta.static)
         if text is None:
             raise RoutingError("this router was fitted on texts and needs the prompt's text")
-        return _view(text, vector)
+        return _view(text, vector, self.meta.static)
 
 
 def load(folder: Path) -> Router:
@@ -189,21 +181,27 @@ def load(folder: Path) -> Router:
             key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()
         }
         meta = Meta(**fields)
-        names = list(_HASHED) if meta.text else []
-        tiers = len(meta.tiers)
-        hashed = {n: Hashed.parse(_under(arrays, n), _HASHED[n], tiers) for n in names}
-        kernel = Kernel.parse(_under(arrays, "kernel"), meta.dimensions, tiers)
-        near = Neighbours.parse(_under(arrays, "neighbours"), meta.dimensions, tiers)
-        sample = _view("" if meta.text else None, np.zeros(meta.dimensions, np.float32))
-        trees = Trees.parse(_under(arrays, "trees"), len(sample.form), tiers)
+        tiers, dimensions = len(meta.tiers), meta.dimensions
+        sample = _view("" if meta.text else None, np.zeros(dimensions, np.float32), meta.static)
+        members: dict[str, Member] = {}
+        for name in _names(meta.text, dimensions > meta.static):
+            own = _under(arrays, name)
+            if name in _HASHED:
+                members[name] = Hashed.parse(own, _HASHED[name], tiers)
+            elif name == "trees":
+                members[name] = Trees.parse(own, len(sample.form), tiers)
+            elif name.endswith("kernel"):
+                members[name] = Kernel.parse(own, len(sample.vectors[name]), tiers)
+            else:
+                members[name] = Neighbours.parse(own, len(sample.vectors[name]), tiers)
         mix = arrays["mix"]
     except RoutingError:
         raise
     except Exception as error:  # safetensors, json and dataclasses each raise their own
         raise RoutingError(f"'{folder}' holds no router that can be read: {error}") from error
-    if mix.shape != (2, len(names) + 3) or len(meta.prior) != tiers:
+    if mix.shape != (2, len(members)) or len(meta.prior) != tiers:
         raise RoutingError(f"'{folder}' holds a router whose parts do not fit together")
-    return Router(meta, hashed, kernel, near, trees, mix)
+    return Router(meta, members, mix)
 
 
 def fit(
@@ -211,10 +209,13 @@ def fit(
     embedder: Embedder | None,
     seed: int,
     progress: Progress = lambda _: None,
+    static: int | None = None,
 ) -> Router:
     """Fit a router on a labelled table, some 10 s for 5,000 prompts.
 
-    `embedder` may be None when the table has embeddings. Raises `RoutingError` when the table is
+    `embedder` may be None when the table has embeddings. `static` is how many of their columns are
+    the static embedding's (default: all); the rest are an encoder's, which two more members look
+    at. Raises `RoutingError` when the table is
     too small or a tier has no good or no bad answer to learn from.
     """
     known = np.flatnonzero(~np.isnan(table.good).all(axis=1))
@@ -235,13 +236,15 @@ def fit(
         assert embedder is not None
         assert table.prompts is not None
         vectors = embedder.encode(table.prompts)
+    static = int(vectors.shape[1]) if static is None else static
+    deep = int(vectors.shape[1]) > static
     views = [
-        _view(None if table.prompts is None else table.prompts[row], vectors[row])
+        _view(None if table.prompts is None else table.prompts[row], vectors[row], static)
         for row in range(len(table))
     ]
     folds = rng.permutation(len(table)) % FOLDS
     outputs, makers = [], []
-    for name, options in _options(table.prompts is not None).items():
+    for name, options in _options(table.prompts is not None, deep).items():
         progress(f"cross-validating {name}")
         held = [_out_of_fold(maker, name, views, table.good, folds) for maker in options.values()]
         errors = [gain_error(one, table.good) for one in held]
@@ -254,16 +257,13 @@ def fit(
     held_out = mixed(stacked, mix, prior)
     progress("fitting on all prompts")
     members = {name: maker(views, table.good) for name, _, maker in makers}
-    kernel, near, trees = (members.pop(name) for name in ("kernel", "neighbours", "trees"))
-    assert isinstance(kernel, Kernel)
-    assert isinstance(near, Neighbours)
-    assert isinstance(trees, Trees)
     weights = ", ".join(
         f"{name} ({how}) {mix[0, i]:.2f}/{mix[1, i]:.2f}" for i, (name, how, _) in enumerate(makers)
     )
     meta = Meta(
         tiers=table.tiers,
         dimensions=int(vectors.shape[1]),
+        static=static,
         embedder=str(getattr(embedder, "hash", "")),
         n=len(table),
         text=table.prompts is not None,
@@ -271,14 +271,19 @@ def fit(
         grid=_grid(held_out),
         reasons=(f"fitted on {len(table)} prompts, seed {seed}", f"weights: {weights}"),
     )
-    hashed = {name: one for name, one in members.items() if isinstance(one, Hashed)}
-    return Router(meta, hashed, kernel, near, trees, mix)
+    return Router(meta, members, mix)
+
+
+def _names(text: bool, deep: bool) -> tuple[str, ...]:
+    """All members, in order."""
+    dense = ("kernel", "neighbours", *(("deep kernel", "deep neighbours") if deep else ()))
+    return (*(_HASHED if text else ()), *dense, "trees")
 
 
 Maker = Callable[[Sequence[View], Floats], Member]
 
 
-def _options(text: bool) -> dict[str, dict[str, Maker]]:
+def _options(text: bool, deep: bool) -> dict[str, dict[str, Maker]]:
     """By member, the settings that cross-validation chooses from."""
 
     def hashed(name: str, penalty: float) -> Maker:
@@ -286,9 +291,9 @@ def _options(text: bool) -> dict[str, dict[str, Maker]]:
             [one.rows[name] for one in views], good, _HASHED[name], penalty
         )
 
-    def kernel(penalty: float, width: float, weight: float) -> Maker:
+    def kernel(name: str, penalty: float, width: float, weight: float) -> Maker:
         return lambda views, good: Kernel.fit(
-            np.stack([one.vector for one in views]),
+            np.stack([one.vectors[name] for one in views]),
             _surfaces(views),
             good,
             penalty,
@@ -297,9 +302,9 @@ def _options(text: bool) -> dict[str, dict[str, Maker]]:
             np.random.default_rng(len(views)),
         )
 
-    def neighbours(k: int, weight: float) -> Maker:
+    def neighbours(name: str, k: int, weight: float) -> Maker:
         return lambda views, good: Neighbours.fit(
-            np.stack([one.vector for one in views]),
+            np.stack([one.vectors[name] for one in views]),
             _surfaces(views),
             good,
             k,
@@ -315,31 +320,46 @@ def _options(text: bool) -> dict[str, dict[str, Maker]]:
     found: dict[str, dict[str, Maker]] = {}
     if text:
         found = {n: {f"penalty {p:g}": hashed(n, p) for p in _PENALTIES} for n in _HASHED}
-    found["kernel"] = {
-        f"penalty {p:g}, width {w:g}, surface {s:g}": kernel(p, w, s)
-        for p, w, s in _KERNELS
-        if text or not s
-    }
-    found["neighbours"] = {
-        f"k {k}, surface {s:g}": neighbours(k, s) for k, s in _NEIGHBOURS if text or not s
-    }
+    for view in ("", "deep ") if deep else ("",):
+        found[f"{view}kernel"] = {
+            f"penalty {p:g}, width {w:g}, surface {s:g}": kernel(f"{view}kernel", p, w, s)
+            for p, w, s in _KERNELS
+            if text or not s
+        }
+        found[f"{view}neighbours"] = {
+            f"k {k}, surface {s:g}": neighbours(f"{view}neighbours", k, s)
+            for k, s in _NEIGHBOURS
+            if text or not s
+        }
     found["trees"] = {f"leaf {_LEAF}": trees(_LEAF)}
     return found
 
 
-def _view(text: str | None, vector: Floats) -> View:
-    chief = vector[:_CHIEF].astype(np.float32, copy=False)
+def _view(text: str | None, vector: Floats, static: int) -> View:
+    vector = vector.astype(np.float32, copy=False)
+    first, rest = vector[:static], vector[static:]
+    vectors = {"kernel": first, "neighbours": first, "deep kernel": rest, "deep neighbours": rest}
+    chief = first[:_CHIEF]
     if text is None:
-        return View(vector, {}, None, chief)
+        return View(vectors, {}, None, chief)
     text = clip(text)
     small, seen = text.lower(), surface(text)
     rows = {"words": words(small), "characters": characters(small)}
-    return View(vector, rows, seen, np.concatenate([seen, choices(text), chief]))
+    return View(vectors, rows, seen, np.concatenate([seen, choices(text), chief]))
 
 
 def _surfaces(views: Sequence[View]) -> Floats | None:
     found = [one.surface for one in views if one.surface is not None]
     return np.stack(found) if found else None
+
+
+def _one(member: Member, name: str, seen: View) -> Floats:
+    """A member's output (tiers,) for one prompt."""
+    if isinstance(member, Hashed):
+        return member.one(seen.rows[name])
+    if isinstance(member, Trees):
+        return member.one(seen.form)
+    return member.one(seen.vectors[name], seen.surface)
 
 
 def _apply(member: Member, name: str, views: Sequence[View]) -> Floats:
@@ -348,7 +368,7 @@ def _apply(member: Member, name: str, views: Sequence[View]) -> Floats:
         return member.many([one.rows[name] for one in views])
     if isinstance(member, Trees):
         return member.many(np.stack([one.form for one in views]))
-    return member.many(np.stack([one.vector for one in views]), _surfaces(views))
+    return member.many(np.stack([one.vectors[name] for one in views]), _surfaces(views))
 
 
 def _out_of_fold(
