@@ -38,7 +38,23 @@ _SPECIAL = frozenset({"time", "duration", "person", "count", "cost"})
 _FIRST = frozenset(["i", "me", "my", "mine", "we", "us", "our", "ours", "myself"])
 _OTHERS = frozenset(["he", "him", "his", "she", "her", "hers", "they", "them", "their", "theirs"])
 _FUTURE = frozenset(["will", "shall", "ll"])
-_PAST = frozenset(["did", "didn", "was", "wasn", "were", "weren", "had", "hadn", "been"])
+_PAST = frozenset(
+    [
+        "has",
+        "hasn",
+        "have",
+        "haven",
+        "did",
+        "didn",
+        "was",
+        "wasn",
+        "were",
+        "weren",
+        "had",
+        "hadn",
+        "been",
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
