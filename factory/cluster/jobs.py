@@ -70,8 +70,11 @@ class Jobs:
         *,
         working_dir: Path = Path(),
         env: dict[str, str] | None = None,
+        submission_id: str | None = None,
     ) -> str:
         """Upload `working_dir` and run `python -m module args` in it. Returns the job's id.
+
+        With a `submission_id` that is taken, Ray refuses.
 
         Raises `ClusterError` when the folder is missing or too large, or Ray refuses.
         """
@@ -91,6 +94,7 @@ class Jobs:
                     entrypoint=shlex.join(["python", "-m", module, *args]),
                     runtime_env={"working_dir": str(folder), "env_vars": variables},
                     metadata={"module": module},
+                    submission_id=submission_id,
                 )
             )
 
@@ -105,6 +109,16 @@ class Jobs:
         """One job. Raises `ClusterError` when the cluster does not know it."""
         with self._explained(job_id):
             return _job(self._client().get_job_info(job_id))
+
+    def find(self, job_id: str) -> Job | None:
+        """One job; None when the cluster does not know it."""
+        with self._explained():
+            try:
+                return _job(self._client().get_job_info(job_id))
+            except RuntimeError as error:
+                if "does not exist" in str(error):
+                    return None
+                raise
 
     def logs(self, job_id: str) -> str:
         """All that the job has printed so far."""

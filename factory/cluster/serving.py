@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from factory.catalog.objects import ObjectStore
 from factory.catalog.pull import pull
-from factory.cluster import local, ports
+from factory.cluster import local, ports, submission
 from factory.cluster.errors import ClusterError
 from factory.config import ProviderSource, RegistrySource, Settings
 
@@ -156,7 +156,9 @@ def _up(
     _pull_missing(settings, progress)
     cluster = local.start(settings, config=config, cpus=cpus, progress=progress)
     try:
-        return _deploy(settings, cluster, config, progress, deploy)
+        serving = _deploy(settings, cluster, config, progress, deploy)
+        submission.resume(settings, config)
+        return serving
     except BaseException:
         progress("taking everything down again")
         down(settings)

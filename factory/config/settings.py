@@ -13,6 +13,7 @@ from factory.config.endpoints import Endpoint
 from factory.config.gates import Gate
 from factory.config.gateway import Alerts, Gateway
 from factory.config.guard import Guard
+from factory.config.jobs import Jobs
 from factory.config.pools import Pool, default_pools
 from factory.config.routing import Routing
 from factory.config.section import Name, Section
@@ -48,6 +49,8 @@ class Settings(Section):
     """Where the gateway listens."""
     alerts: Alerts = Alerts()
     """Whom to tell."""
+    jobs: Jobs = Jobs()
+    """The job queue."""
 
     @model_validator(mode="after")
     def _references(self) -> Settings:

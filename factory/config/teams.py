@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from factory.config.jobs import Quota
 from factory.config.section import NANO, Section
 
 Usd = Annotated[Decimal, Field(ge=0, le=Decimal("9e9"), allow_inf_nan=False)]
@@ -78,3 +79,5 @@ class Team(Section):
     """Bounds over all of the team's keys together."""
     priority: int = Field(default=50, ge=0, le=100)
     """When the gateway is full, requests of a higher priority go first."""
+    quota: Quota = Quota()
+    """CPUs and GPUs that the team's jobs may hold at once."""

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-HEAD = "0003"
+HEAD = "0004"
 """The migration that this code is written for."""
 
 VERSION_TABLE = "factory_ledger_version"
@@ -40,6 +40,7 @@ APPEND_ONLY = (
     "audit",
     "calibrations",
     "node_hours",
+    "job_charges",
 )
 
 
@@ -338,6 +339,64 @@ class NodeHoursRow(Base):
     holds: Mapped[list[dict[str, Any]]]
 
 
+class JobRow(Base):
+    """A job of the queue; see `factory.cluster.queue`."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (UniqueConstraint("order"), Index(None, "state"))
+
+    job_id: Mapped[str] = mapped_column(primary_key=True)
+    order: Mapped[int]
+    created_at: Mapped[datetime]
+    team: Mapped[str]
+    module: Mapped[str]
+    spec: Mapped[dict[str, Any]]
+    state: Mapped[str]
+    reason: Mapped[str]
+    position: Mapped[int | None]
+    attempt: Mapped[int]
+    failures: Mapped[int]
+    interruptions: Mapped[int]
+    not_before: Mapped[datetime | None]
+    eligible_at: Mapped[datetime | None]
+    cluster: Mapped[str | None]
+    pool: Mapped[str | None]
+    asked: Mapped[str | None]
+    estimate_nusd: Mapped[int | None] = mapped_column(BigInteger)
+    cost_nusd: Mapped[int] = mapped_column(BigInteger)
+    waited_s: Mapped[float]
+    started_at: Mapped[datetime | None]
+    charged_until: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
+class JobChargeRow(Base):
+    """What a job cost from one moment to another; counts in its team's budgets."""
+
+    __tablename__ = "job_charges"
+
+    job_id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime]
+    team: Mapped[str]
+    pool: Mapped[str]
+    attempt: Mapped[int]
+    since: Mapped[datetime]
+    until: Mapped[datetime]
+    cost_nusd: Mapped[int] = mapped_column(BigInteger)
+
+
+class LeaseRow(Base):
+    """Who alone may do something, until when; `fence` grows with every new holder."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    holder: Mapped[str]
+    fence: Mapped[int]
+    expires_at: Mapped[datetime]
+
+
 REQUESTS = Base.metadata.tables["requests"]
 CHARGES = Base.metadata.tables["charges"]
 API_KEYS = Base.metadata.tables["api_keys"]
@@ -353,6 +412,9 @@ ANSWERS = Base.metadata.tables["answers"]
 SAMPLES = Base.metadata.tables["samples"]
 CALIBRATIONS = Base.metadata.tables["calibrations"]
 NODE_HOURS = Base.metadata.tables["node_hours"]
+JOBS = Base.metadata.tables["jobs"]
+JOB_CHARGES = Base.metadata.tables["job_charges"]
+LEASES = Base.metadata.tables["leases"]
 
 
 def within(since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:

@@ -6,10 +6,10 @@
         add(connection, {place: Amounts(1_500, -2_000)})
     reconcile(ledger)                          # []: every row is what the ledger adds up to
 
-A row is a running sum over `requests` and `reservations`. It appears when a budget first needs
-it, and from then on every settlement and reservation of its scope moves it in the same
-transaction. All of these transactions take one lock, so that none can slip between a row's
-adding up and its first change.
+A row is a running sum over `requests`, `reservations` and, for teams, `job_charges`. It appears
+when a budget first needs it, and from then on every settlement and reservation of its scope moves
+it in the same transaction. All of these transactions take one lock, so that none can slip between
+a row's adding up and its first change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sqlalchemy import ColumnElement, Connection, bindparam, func, select
 
 from factory.config import WINDOWS, Window
 from factory.ledger.money import usd
-from factory.ledger.schema import CHARGES, REQUESTS, RESERVATIONS, SPEND
+from factory.ledger.schema import CHARGES, JOB_CHARGES, REQUESTS, RESERVATIONS, SPEND
 
 if TYPE_CHECKING:
     from factory.ledger.store import Ledger
@@ -202,7 +202,16 @@ def recomputed(connection: Connection, place: Place) -> Amounts:
         connection.scalar(select(func.sum(column)).where(*_inside(column.table, place)))
         for column in (REQUESTS.c.cost_nusd, RESERVATIONS.c.amount_nusd)
     ]
-    return Amounts(*(int(amount or 0) for amount in amounts))
+    spent, reserved = (int(amount or 0) for amount in amounts)
+    return Amounts(spent + _of_jobs(connection, place), reserved)
+
+
+def _of_jobs(connection: Connection, place: Place) -> int:
+    """What jobs were charged; only teams have jobs."""
+    if not place.scope.startswith("team:"):
+        return 0
+    total = select(func.sum(JOB_CHARGES.c.cost_nusd)).where(*_inside(JOB_CHARGES, place))
+    return int(connection.scalar(total) or 0)
 
 
 def reconcile(ledger: Ledger) -> list[Difference]:
@@ -221,7 +230,7 @@ def reconcile(ledger: Ledger) -> list[Difference]:
                 .where(*_inside(REQUESTS, place))
             )
             _, reserved = recomputed(connection, place)
-            counted = Amounts(int(charged or 0), reserved)
+            counted = Amounts(int(charged or 0) + _of_jobs(connection, place), reserved)
             if kept != counted:
                 differences.append(Difference(place=place, kept=kept, counted=counted))
     return differences
@@ -229,7 +238,7 @@ def reconcile(ledger: Ledger) -> list[Difference]:
 
 def _inside(table: Any, place: Place) -> list[ColumnElement[bool]]:
     kind, _, name = place.scope.partition(":")
-    column = {"team": table.c.team, "endpoint": table.c.endpoint, "key": table.c.key_id}[kind]
+    column = table.c[{"key": "key_id"}.get(kind, kind)]
     return [
         column == name,
         table.c.created_at >= place.starts_at,
