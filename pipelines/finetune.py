@@ -206,7 +206,9 @@ def plan(settings: Settings, config: TrainConfig, name: str | None = None) -> Jo
     base = find_base(settings, store, config.model)
     corpus = find_data(store, config.dataset)
     label = config.adapter_name or corpus.name
-    folder = RunFolder.named(settings.home / "runs", name or run_name(label, datetime.now(UTC)))
+    # A job of the queue keeps its name through all attempts, so a later one goes on.
+    name = name or os.environ.get("FACTORY_JOB_ID") or run_name(label, datetime.now(UTC))
+    folder = RunFolder.named(settings.home / "runs", name)
     return Job(config, base, corpus, folder)
 
 

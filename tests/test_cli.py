@@ -60,7 +60,8 @@ LEAVES = commands(get_command(app))
 def test_the_command_groups_are_there() -> None:
     assert {" ".join(words) for words in LEAVES} >= {
         *("up", "down", "status", "models pull", "models list"),
-        *("jobs submit", "jobs list", "jobs logs", "jobs cancel"),
+        *("jobs submit", "jobs list", "jobs show", "jobs logs", "jobs cancel"),
+        *("jobs dead", "jobs waits"),
         *("eval run", "eval compare", "registry list", "registry promote"),
         *("registry rollback", "registry log", "costs report", "costs explain"),
         *("keys create", "keys list", "keys revoke"),
@@ -206,8 +207,23 @@ def test_nothing_runs(run: Callable[..., str]) -> None:
     assert "Nothing was running" in run("down")
     assert json.loads(run("down", "--json")) == {"stopped": False}
     assert "Nothing runs" in run("status", code=1)
-    for words in (["list"], ["submit", "finetune"], ["logs", "x"], ["cancel", "x"]):
+    assert "No job waits or runs" in run("jobs", "list")
+    assert "knows no job 'x'" in run("jobs", "show", "x", code=1)
+    for words in (["submit", "finetune"], ["logs", "x"], ["cancel", "x"]):
         assert "start one with `factory up`" in run("jobs", *words, code=1)
+
+
+def test_a_job_is_checked_and_shown_before_it_is_queued(run: Callable[..., str]) -> None:
+    words = ("jobs", "submit", "--dry-run", "--json")
+    shown = json.loads(run(*words, "--hours", "2", "finetune", "--max-steps", "5"))
+    assert shown["pools"] == ["onprem"]
+    assert shown["spec"]["args"] == ["--max-steps", "5"]
+    assert float(shown["estimate_usd"]) > 0
+    rayjob = json.loads(run(*words, "--format", "rayjob", "finetune"))
+    assert rayjob["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "support"
+    past = run(*words, "--deadline", "2020-01-01T00:00", "finetune", code=1)
+    assert "the deadline 2020-01-01T00:00:00Z is past" in past
+    assert "is no name of a Python module" in run(*words, "fine tune", code=1)
 
 
 def test_wrong_usage_is_exit_code_2(run: Callable[..., str]) -> None:

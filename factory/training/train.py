@@ -10,10 +10,11 @@ workers share.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -173,6 +174,25 @@ def _worker(values: dict[str, Any], work: Work) -> dict[str, Any]:
         return {"left": left.reason, "step": left.step}
 
 
+def label_selector(env: Mapping[str, str]) -> dict[str, str] | None:
+    """The nodes the job queue chose for the workers, in Ray's form; None leaves it to Ray.
+
+    Raises `TrainingError` when the variable holds anything else.
+    """
+    given = env.get("FACTORY_LABEL_SELECTOR")
+    if not given:
+        return None
+    try:
+        found = json.loads(given)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
+        raise TrainingError(
+            f"FACTORY_LABEL_SELECTOR is {given!r}, not a JSON object of labels; unset it"
+        )
+    return found
+
+
 def launch(
     task: Task,
     cpus: int,
@@ -238,6 +258,7 @@ def _start(task: Task, workers: int, cpus: int, gpu: bool, work: Work) -> Summar
             num_workers=workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})},
+            label_selector=label_selector(os.environ),
         ),
         run_config=RunConfig(name="train", storage_path=str(storage)),
     )
