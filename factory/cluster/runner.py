@@ -10,13 +10,13 @@ Raises `ClusterError` when the cluster does not answer.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from factory.cluster import snapshot
+from factory.cluster import local, snapshot
 from factory.cluster.errors import ClusterError
 from factory.cluster.jobs import Job, Jobs
 from factory.cluster.local import Cluster
@@ -27,6 +27,8 @@ JOB_ID = "FACTORY_JOB_ID"
 """Names the job in its process; the same in every attempt, so a run of that name is resumed."""
 SELECTOR = "FACTORY_LABEL_SELECTOR"
 """JSON of Ray's `label_selector` for the job's workers."""
+_Node = tuple[dict[str, str], dict[str, float], dict[str, float]]
+"""Labels, what it has, what is taken."""
 _RAY: dict[str, Resource] = {"CPU": "cpus", "GPU": "gpus"}
 
 
@@ -128,18 +130,7 @@ class RayRunner:
 
     def nodes(self) -> dict[str, Seen]:
         """The living nodes by pool; one without a label counts to the first pool of your own."""
-        found: dict[str, tuple[list[dict[Resource, float]], dict[Resource, float]]] = {}
-        home = next(
-            (name for name, pool in self._settings.pools.items() if isinstance(pool, OwnPool)),
-            next(iter(self._settings.pools)),
-        )
-        for labels, total, used in _status(self._cluster):
-            name = labels.get(POOL_LABEL, home)
-            nodes, taken = found.setdefault(name, ([], {}))
-            nodes.append({mine: total.get(ray, 0.0) for ray, mine in _RAY.items()})
-            for ray, mine in _RAY.items():
-                taken[mine] = taken.get(mine, 0.0) + used.get(ray, 0.0)
-        return {name: Seen(tuple(nodes), used) for name, (nodes, used) in found.items()}
+        return _by_pool(self._settings, _status(self._cluster))
 
     def _labelled(self) -> set[str]:
         return {
@@ -147,9 +138,35 @@ class RayRunner:
         } | ({*self._settings.pools} if self._settings.jobs.autoscaler else set())
 
 
-def _status(
-    cluster: Cluster,
-) -> list[tuple[dict[str, str], dict[str, float], dict[str, float]]]:
+def totals(settings: Settings, cluster: Cluster) -> dict[str, Seen]:
+    """The living nodes by pool, as the dashboard lists them: what they have, not what is taken.
+
+    Needs no more than HTTP, so it works in a process that has not joined the cluster.
+    """
+    found: list[_Node] = []
+    for node in local.nodes(cluster):
+        labels, total = node.get("labels"), node.get("resources_total")
+        if node.get("state") == "ALIVE" and isinstance(total, dict):
+            found.append((labels if isinstance(labels, dict) else {}, total, {}))
+    return _by_pool(settings, found)
+
+
+def _by_pool(settings: Settings, nodes: Iterable[_Node]) -> dict[str, Seen]:
+    found: dict[str, tuple[list[dict[Resource, float]], dict[Resource, float]]] = {}
+    home = next(
+        (name for name, pool in settings.pools.items() if isinstance(pool, OwnPool)),
+        next(iter(settings.pools)),
+    )
+    for labels, total, used in nodes:
+        name = labels.get(POOL_LABEL, home)
+        here, taken = found.setdefault(name, ([], {}))
+        here.append({mine: total.get(ray, 0.0) for ray, mine in _RAY.items()})
+        for ray, mine in _RAY.items():
+            taken[mine] = taken.get(mine, 0.0) + used.get(ray, 0.0)
+    return {name: Seen(tuple(here), used) for name, (here, used) in found.items()}
+
+
+def _status(cluster: Cluster) -> list[_Node]:
     """Labels, resources and use of every living node."""
     from ray.autoscaler.v2.sdk import get_cluster_status
 

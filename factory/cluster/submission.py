@@ -22,7 +22,7 @@ from factory.cluster.controller import LEASE, capacities
 from factory.cluster.errors import ClusterError, JobError
 from factory.cluster.jobs import Jobs
 from factory.cluster.queue import ACTIVE, ON_CLUSTER, Queue, QueuedJob
-from factory.cluster.runner import RayRunner
+from factory.cluster.runner import totals
 from factory.cluster.spec import JobSpec, check
 from factory.config import Settings
 from factory.ledger.store import Ledger, open_ledger
@@ -47,8 +47,7 @@ def submit(
     """
     cluster = local.require(settings)
     now = datetime.now(UTC)
-    seen = RayRunner(settings, cluster, config).nodes()
-    check(spec, settings, now, capacities(settings, seen, []))
+    check(spec, settings, now, capacities(settings, totals(settings, cluster), []))
     env = {**declaration(code_state(os.environ)), **spec.env}
     code = snapshot.take(settings.home, working_dir)
     queue = Queue(ledger)
