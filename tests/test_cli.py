@@ -61,7 +61,7 @@ def test_the_command_groups_are_there() -> None:
     assert {" ".join(words) for words in LEAVES} >= {
         *("up", "down", "status", "models pull", "models list"),
         *("jobs submit", "jobs list", "jobs show", "jobs logs", "jobs cancel"),
-        *("jobs dead", "jobs waits"),
+        *("jobs dead", "jobs waits", "check idle"),
         *("eval run", "eval compare", "registry list", "registry promote"),
         *("registry rollback", "registry log", "costs report", "costs explain"),
         *("keys create", "keys list", "keys revoke"),

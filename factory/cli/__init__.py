@@ -17,6 +17,7 @@ from factory.cli import (
     audit,
     budgets,
     cache,
+    check,
     config,
     costs,
     evaluation,
@@ -62,6 +63,7 @@ for group in (
     keys,
     config,
     cache,
+    check,
 ):
     app.add_typer(group.app)
 

@@ -32,6 +32,7 @@ from factory.config.guard import (
     SecretsFilter,
     ShapeFilter,
 )
+from factory.config.idle import Idle
 from factory.config.jobs import (
     RESOURCES,
     Jobs,
@@ -89,6 +90,7 @@ __all__ = [
     "Gateway",
     "Guard",
     "HubSource",
+    "Idle",
     "Jobs",
     "JsonSchemaFilter",
     "Limits",

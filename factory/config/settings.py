@@ -13,6 +13,7 @@ from factory.config.endpoints import Endpoint
 from factory.config.gates import Gate
 from factory.config.gateway import Alerts, Gateway
 from factory.config.guard import Guard
+from factory.config.idle import Idle
 from factory.config.jobs import Jobs
 from factory.config.pools import Pool, default_pools
 from factory.config.routing import Routing
@@ -51,6 +52,8 @@ class Settings(Section):
     """Whom to tell."""
     jobs: Jobs = Jobs()
     """The job queue."""
+    idle: Idle = Idle()
+    """When a cluster that nobody uses is stopped."""
 
     @model_validator(mode="after")
     def _references(self) -> Settings:
