@@ -297,15 +297,16 @@ def _dry_run(this: State, spec: JobSpec, format_: str, json: bool) -> None:
     from factory.cluster.rayjob import manifest
     from factory.cluster.spec import check
 
-    check(spec, this.settings, datetime.now(UTC))
+    now = datetime.now(UTC)
+    check(spec, this.settings, now)
     if format_ == "rayjob":
         found = manifest(spec, this.settings)
         emit(found) if json else typer.echo(yaml.safe_dump(found, sort_keys=False), nl=False)
         return
-    cost = estimate_nusd(this.settings, spec, spec.duration_s)
+    cost = estimate_nusd(this.settings, spec, spec.duration_s, now)
     found = {
         "spec": spec.model_dump(mode="json"),
-        "pools": list(pools(this.settings, spec)),
+        "pools": list(pools(this.settings, spec, now)),
         "estimate_usd": None if cost is None else _usd(cost),
     }
     emit(found) if json else typer.echo(yaml.safe_dump(found, sort_keys=False), nl=False)

@@ -168,8 +168,24 @@ class Controller:
         if job.asked == "cancel":
             if job.state != "stopping":
                 self._halt(this, job, runner, "cancel", "cancelled by request")
-        elif job.state != "stopping" and (why := self._too_dear(this, job)) is not None:
-            self._halt(this, job, runner, "preempt", why)
+        elif job.state != "stopping":
+            why = self._too_dear(this, job) or self._leaves_spot(this, job)
+            if why is not None:
+                self._halt(this, job, runner, "preempt", why)
+
+    def _leaves_spot(self, this: _Round, job: QueuedJob) -> str | None:
+        """Why a job must go on elsewhere now; None while it may stay where it is."""
+        pool = self._settings.pools.get(job.pool or "")
+        if pool is None or pool.market != "spot" or job.started_at is None:
+            return None
+        worked = max(0.0, (this.now - job.started_at).total_seconds())
+        elsewhere = eligibility.pools(
+            self._settings, job.spec.model_copy(update={"deadline": None}), this.now
+        )
+        firm = [name for name in elsewhere if self._settings.pools[name].market != "spot"]
+        if not firm or not eligibility.must_stay(job.spec, this.now, worked):
+            return None
+        return f"moves from spot to {firm[0]}: another interruption would cost its deadline"
 
     def _too_dear(self, this: _Round, job: QueuedJob) -> str | None:
         cap = job.spec.max_usd

@@ -6,34 +6,71 @@ nusd_per_hour(settings.pools["spot"], spec)  # its share of the nodes it is on
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from math import ceil
 from typing import TYPE_CHECKING
 
 from factory.cluster.admission import Capacity
-from factory.config import OwnPool, Pool, Resource, Settings
+from factory.cluster.placement import Placement, PlacementError, Work, place
+from factory.config import Pool, Resource, Settings
 
 if TYPE_CHECKING:
     from factory.cluster.spec import JobSpec
 
 
-def pools(settings: Settings, spec: JobSpec) -> tuple[str, ...]:
-    """The pools a job may run in: own machines, which cost the same idle, then by price."""
-    allowed = [
-        name
-        for name, pool in settings.pools.items()
-        if spec.workload in pool.classes
-        and spec.sensitivity in pool.residency
-        and (not spec.pools or name in spec.pools)
-    ]
+RESTART_S = 60.0
+"""What a start costs beside the node's own."""
+
+
+def pools(settings: Settings, spec: JobSpec, now: datetime) -> tuple[str, ...]:
+    """The pools a job may run in, in the order of `placement.place`.
+
+    A job whose deadline allows no interruption any more gets no spot nodes; one that fits no pool
+    gets none at all.
+    """
+    try:
+        decided = placed(settings, spec, now)
+    except PlacementError:
+        return ()
+    firm = must_stay(spec, now)
     return tuple(
-        sorted(
-            allowed,
-            key=lambda name: (
-                not isinstance(settings.pools[name], OwnPool),
-                nusd_per_hour(settings.pools[name], spec),
-            ),
-        )
+        option.pool
+        for option in decided.options
+        if option.fits and not (firm and settings.pools[option.pool].market == "spot")
     )
+
+
+def placed(settings: Settings, spec: JobSpec, now: datetime) -> Placement:
+    """The placement of the job, with every option. Raises `PlacementError`."""
+    allowed = {
+        name: pool for name, pool in settings.pools.items() if not spec.pools or name in spec.pools
+    }
+    hours = None if spec.duration_s is None else spec.duration_s / 3600
+    work = Work.model_validate(
+        {
+            "name": spec.module,
+            "class": spec.workload,
+            "sensitivity": spec.sensitivity,
+            "cpus": spec.cpus,
+            "gpus": spec.gpus,
+            "hours": hours or 1.0,
+            "deadline": spec.deadline if hours is not None else None,
+            "restart_minutes": 1,
+        }
+    )
+    return place(work, allowed, now=now)
+
+
+def must_stay(spec: JobSpec, now: datetime, worked_s: float = 0.0) -> bool:
+    """Whether one more interruption would cost the deadline: then spot is no place for it.
+
+    What `worked_s` did counts as done. Two starts are reckoned with: that of a move to nodes
+    that stay, and one more for the surprise.
+    """
+    if spec.deadline is None or spec.duration_s is None:
+        return False
+    needed = max(0.0, spec.duration_s - worked_s) + 2 * RESTART_S
+    return spec.deadline - now <= timedelta(seconds=needed)
 
 
 def node(pool: Pool) -> dict[Resource, float] | None:
@@ -65,9 +102,11 @@ def nusd_per_hour(pool: Pool, spec: JobSpec) -> int:
     return ceil(spec.workers * share * pool.nusd_per_hour)
 
 
-def estimate_nusd(settings: Settings, spec: JobSpec, seconds: float | None) -> int | None:
+def estimate_nusd(
+    settings: Settings, spec: JobSpec, seconds: float | None, now: datetime
+) -> int | None:
     """What a job of that length costs in the pool it prefers; None when the length is unknown."""
-    names = pools(settings, spec)
+    names = pools(settings, spec, now)
     if seconds is None or not names:
         return None
     return ceil(nusd_per_hour(settings.pools[names[0]], spec) * seconds / 3600)

@@ -22,6 +22,7 @@ from factory.cluster import eligibility
 from factory.cluster.admission import Amounts, Ask, Capacity, too_large
 from factory.cluster.errors import JobError
 from factory.cluster.offpeak import opens_at
+from factory.cluster.placement import PlacementError
 from factory.cluster.quota import Shares
 from factory.config import Settings, WorkClass
 from factory.config.pools import Residency
@@ -104,7 +105,7 @@ def ask(
         preemptible=priority.preemptible,
         workers=spec.workers,
         need=spec.need,
-        pools=eligibility.pools(settings, spec) if pools is None else pools,
+        pools=eligibility.pools(settings, spec, now) if pools is None else pools,
         waited_s=0.0 if eligible_at is None else max(0.0, (now - eligible_at).total_seconds()),
         forced=forced(spec, now),
     )
@@ -146,10 +147,11 @@ def check(
         _check_deadline(spec, settings, now)
     wanted = ask("it", spec, 0, settings, now)
     if not wanted.pools:
-        raise JobError(
-            f"no pool may run {spec.workload} work on {spec.sensitivity} data; "
-            "look at pools.NAME.classes and pools.NAME.residency"
-        )
+        try:
+            against = eligibility.placed(settings, spec, now).reasons
+        except PlacementError as error:
+            raise JobError(f"the job could never start: {error}") from error
+        raise JobError(f"the job could never start: {'; '.join(against)}")
     known = pools if pools is not None else eligibility.configured_capacity(settings)
     if not set(wanted.pools) <= set(known):
         return  # a size is not known before a node is there

@@ -52,7 +52,7 @@ def submit(
     code = snapshot.take(settings.home, working_dir)
     queue = Queue(ledger)
     seconds = spec.duration_s or queue.usual_seconds(spec.module)
-    cost = eligibility.estimate_nusd(settings, spec, seconds)
+    cost = eligibility.estimate_nusd(settings, spec, seconds, now)
     job = queue.submit(spec.model_copy(update={"code": code, "env": env}), now, cost)
     drive(settings, ledger, config)
     return job

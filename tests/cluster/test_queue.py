@@ -301,17 +301,38 @@ def test_windows_and_deadlines(bench: Bench) -> None:
     assert "passed while it waited" in bench.queue.get(late).reason
 
 
+def test_a_job_with_a_deadline_leaves_spot_when_it_must(tmp_path: Path, ledger: Ledger) -> None:
+    rented = {"provider": "aws", "max_nodes": 2, "cpus": 4}
+    pools = {
+        "spot": {**rented, "usd_per_hour": 1, "spot_policy": "spot"},
+        "ondemand": {**rented, "usd_per_hour": 3},
+    }
+    bench = Bench(settings_with(tmp_path, pools=pools), ledger)
+    node = Seen(({"cpus": 4.0, "gpus": 0.0},), {})
+    bench.cluster.nodes = lambda: {"spot": node, "ondemand": node}  # type: ignore[method-assign]
+    job = bench.submit(duration_s=3600, deadline=NOW + timedelta(hours=2))
+    bench.tick()
+    assert bench.queue.get(job).pool == "spot"
+    bench.cluster.end(f"{job}.1", "STOPPED")  # taken away after an hour, without a word
+    bench.tick(3550)
+    bench.tick()
+    assert bench.queue.get(job).pool == "ondemand"  # there is no time for a second surprise
+    calm = bench.submit(duration_s=3600, deadline=bench.now + timedelta(hours=2))
+    bench.tick()
+    assert bench.queue.get(calm).pool == "spot"
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
         ({"deadline": NOW - timedelta(days=1)}, "is past"),
         ({"deadline": NOW + timedelta(hours=9), "window": "off-peak", "duration_s": 7200}, "kept"),
-        ({"cpus": 5}, "could never start: 1 x 5 cpus is larger"),
+        ({"cpus": 5}, "could never start: .* larger than any"),
         ({"team": "nobody"}, "not under teams"),
         ({"priority": "vip"}, "not under jobs.classes"),
         ({"window": "noon"}, "not under jobs.windows"),
         ({"pools": ("moon",)}, "not under pools"),
-        ({"sensitivity": "restricted"}, "no pool may run"),
+        ({"sensitivity": "restricted"}, "no pool fits"),
     ],
 )
 def test_what_could_never_run_is_refused(bench: Bench, spec: dict[str, object], words: str) -> None:
