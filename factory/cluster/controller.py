@@ -183,7 +183,10 @@ class Controller:
             self._settings, job.spec.model_copy(update={"deadline": None}), this.now
         )
         firm = [name for name in elsewhere if self._settings.pools[name].market != "spot"]
-        if not firm or not eligibility.must_stay(job.spec, this.now, worked):
+        if not firm:
+            return None
+        startup = max(self._settings.pools[name].startup_s for name in firm)
+        if not eligibility.must_stay(job.spec, this.now, startup, worked):
             return None
         return f"moves from spot to {firm[0]}: another interruption would cost its deadline"
 

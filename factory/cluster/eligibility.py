@@ -32,12 +32,13 @@ def pools(settings: Settings, spec: JobSpec, now: datetime) -> tuple[str, ...]:
         decided = placed(settings, spec, now)
     except PlacementError:
         return ()
-    firm = must_stay(spec, now)
-    return tuple(
-        option.pool
-        for option in decided.options
-        if option.fits and not (firm and settings.pools[option.pool].market == "spot")
-    )
+    fitting = [option.pool for option in decided.options if option.fits]
+    if not fitting and spec.deadline is not None:  # late is better than never
+        return pools(settings, spec.model_copy(update={"deadline": None}), now)
+    firm = [name for name in fitting if settings.pools[name].market != "spot"]
+    if firm and must_stay(spec, now, max(settings.pools[name].startup_s for name in firm)):
+        return tuple(firm)
+    return tuple(fitting)
 
 
 def placed(settings: Settings, spec: JobSpec, now: datetime) -> Placement:
@@ -61,15 +62,15 @@ def placed(settings: Settings, spec: JobSpec, now: datetime) -> Placement:
     return place(work, allowed, now=now)
 
 
-def must_stay(spec: JobSpec, now: datetime, worked_s: float = 0.0) -> bool:
+def must_stay(spec: JobSpec, now: datetime, startup_s: float, worked_s: float = 0.0) -> bool:
     """Whether one more interruption would cost the deadline: then spot is no place for it.
 
-    What `worked_s` did counts as done. Two starts are reckoned with: that of a move to nodes
-    that stay, and one more for the surprise.
+    What `worked_s` did counts as done. Two starts are reckoned with, each of a node that needs
+    `startup_s`: the move to nodes that stay, and the one that a surprise before it costs.
     """
     if spec.deadline is None or spec.duration_s is None:
         return False
-    needed = max(0.0, spec.duration_s - worked_s) + 2 * RESTART_S
+    needed = max(0.0, spec.duration_s - worked_s) + 2 * (RESTART_S + startup_s)
     return spec.deadline - now <= timedelta(seconds=needed)
 
 

@@ -314,7 +314,7 @@ def test_a_job_with_a_deadline_leaves_spot_when_it_must(tmp_path: Path, ledger: 
     bench.tick()
     assert bench.queue.get(job).pool == "spot"
     bench.cluster.end(f"{job}.1", "STOPPED")  # taken away after an hour, without a word
-    bench.tick(3550)
+    bench.tick(3200)
     bench.tick()
     assert bench.queue.get(job).pool == "ondemand"  # there is no time for a second surprise
     calm = bench.submit(duration_s=3600, deadline=bench.now + timedelta(hours=2))
