@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ import psutil
 import typer
 import uvicorn
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from factory.cluster.ports import free
@@ -70,23 +70,27 @@ def say(text: str) -> None:
 
 
 class Premium:
-    """A provider that answers, or fails while `broken`."""
+    """A provider that answers after `delay_s`, whole or as a stream, or fails while `broken`."""
 
     def __init__(self) -> None:
         self.broken = False
+        self.delay_s = 0.0
         self.port = free(1, Random())[0]
         app = Starlette(routes=[Route("/v1/chat/completions", self._answer, methods=["POST"])])
         config = uvicorn.Config(app, port=self.port, log_level="critical")
         self._server = uvicorn.Server(config)
         threading.Thread(target=self._server.run, daemon=True).start()
 
-    async def _answer(self, request: Any) -> JSONResponse:
-        await request.body()
+    async def _answer(self, request: Any) -> Response:
+        asked = await request.json()
+        await asyncio.sleep(self.delay_s)
         if self.broken:
             return JSONResponse({"error": {"message": "overloaded", "type": "server_error"}}, 500)
         message = {"role": "assistant", "content": "shutil"}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         usage = {"prompt_tokens": 30, "completion_tokens": 2, "total_tokens": 32}
+        if asked.get("stream"):
+            return StreamingResponse(_events(usage), media_type="text/event-stream")
         return JSONResponse(
             {"object": "chat.completion", "model": "frontier", "choices": [choice], "usage": usage}
         )
@@ -94,6 +98,15 @@ class Premium:
     def stop(self) -> None:
         """End the server."""
         self._server.should_exit = True
+
+
+async def _events(usage: dict[str, int]) -> AsyncGenerator[str, None]:
+    frame = {"id": "chunk", "object": "chat.completion.chunk", "created": 1, "model": "frontier"}
+    for delta, reason in (({"role": "assistant", "content": "shutil"}, None), ({}, "stop")):
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        yield f"data: {json.dumps(frame | {'choices': [choice]})}\n\n"
+    yield f"data: {json.dumps(frame | {'choices': [], 'usage': usage})}\n\n"
+    yield "data: [DONE]\n\n"
 
 
 class Database:

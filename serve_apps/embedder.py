@@ -11,6 +11,7 @@ texts. A long request is cut into pieces of one batch each, so that short ones g
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
+import psutil
 from ray import serve
 
 from factory.gateway.engine import Vectors
+from factory.scaling.signals import ReplicaSignals
 from serve_apps.engine import deployment_version, translated
 from serve_apps.loopback import keep_replica_on_loopback
 
@@ -98,6 +101,8 @@ class BatchingEncoder:
     def __init__(self, encoder: TextEncoder) -> None:
         """`encoder` is only ever called from one thread."""
         self._encoder = encoder
+        self._running = self._requests = self._tokens = self._steps = 0
+        self._busy_s = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
 
         # A function of this object's own: Serve keeps one queue for each decorated function.
@@ -114,6 +119,25 @@ class BatchingEncoder:
 
     async def embed(self, texts: Sequence[str]) -> tuple[Vectors, list[int]]:
         """Float32 vectors of shape (texts, dimensions), and the tokens of each text."""
+        self._running += 1
+        self._requests += 1
+        try:
+            return await self._embedded(texts)
+        finally:
+            self._running -= 1
+
+    def signals(self) -> ReplicaSignals:
+        """The replica's report: tokens as prompt tokens, batches as steps."""
+        return ReplicaSignals(
+            running=self._running,
+            requests_total=self._requests,
+            prompt_tokens_total=self._tokens,
+            steps_total=self._steps,
+            busy_s_total=self._busy_s,
+            memory_bytes=psutil.Process().memory_info().rss,
+        )
+
+    async def _embedded(self, texts: Sequence[str]) -> tuple[Vectors, list[int]]:
         tokens = await self._in_thread(self._encoder.count_tokens, texts)
         # One piece after the other: the request then has at most one place in the queue.
         parts = [await self._batched(piece) for piece in pieces(texts, tokens)]
@@ -121,7 +145,11 @@ class BatchingEncoder:
 
     async def _together(self, batch: list[Piece]) -> list[Vectors]:
         texts = [text for piece in batch for text in piece.texts]
+        begun = time.perf_counter()
         vectors = await self._in_thread(self._encoder.encode, texts)
+        self._busy_s += time.perf_counter() - begun
+        self._steps += 1
+        self._tokens += size_in_tokens(batch)
         ends = np.cumsum([len(piece.texts) for piece in batch])
         return np.split(vectors, ends[:-1])
 
@@ -144,6 +172,10 @@ class Embedder:
     async def embed(self, texts: Sequence[str]) -> tuple[Vectors, list[int]]:
         """Float32 vectors of shape (texts, dimensions), and the tokens of each text."""
         return await self._encoder.embed(texts)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve collects for the autoscaling policy."""
+        return self._encoder.signals().stats()
 
     async def ping(self) -> bool:
         """True: a replica that is constructed has encoded a text."""

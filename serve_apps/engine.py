@@ -17,28 +17,40 @@ import asyncio
 import hashlib
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from ray import serve
 
 from factory.gateway.engine import EngineError, Route
+from factory.scaling import Target
+from serve_apps import lean
+from serve_apps.autoscaling import autoscaling
 from serve_apps.loopback import keep_replica_on_loopback
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-KV_CACHE_GIB = "1"
-"""KV cache of a CPU replica: 46,592 tokens of SmolLM2-135M, far more than 32 requests hold."""
+    from serve_apps.vllm_server import FactoryLLMServer
+
+KV_CACHE_BYTES = 512 * 2**20
+"""KV cache of a CPU replica: 23,000 tokens of SmolLM2-135M, 700 for each of 32 requests. Every page
+of it is touched at the start, 0.7 s for this much; `engine_kwargs` can ask for more."""
 
 MAX_LORAS = 4
 """Different adapters in one batch of a multi-adapter engine."""
 
 MAX_CPU_LORAS = 16
 """Adapters that such an engine keeps in memory; the others are read again when asked for."""
+
+ALWAYS_ONE = Target(min_replicas=1)
+"""One replica that never sleeps."""
 
 WARM_UP: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Are you ready?"}],
@@ -70,6 +82,10 @@ class EngineSpec:
     """Adapter folder by the name under which a request asks for it."""
     engine_kwargs: dict[str, Any] = field(default_factory=dict)
     """Extra arguments for vLLM's `AsyncEngineArgs`; they win over the defaults here."""
+    target: Target = ALWAYS_ONE
+    """Bounds of its replicas and what they must hold; a floor of 0 lets the engine sleep."""
+    standby: bool = False
+    """Asleep, it keeps a process with vLLM imported."""
 
 
 def engine_environment(spec: EngineSpec, cores: int) -> dict[str, str]:
@@ -87,9 +103,9 @@ def engine_environment(spec: EngineSpec, cores: int) -> dict[str, str]:
         | offline
         | {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_KVCACHE_SPACE": KV_CACHE_GIB,
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(cores),
+            "MKL_NUM_THREADS": str(cores),
         }
     )
 
@@ -101,12 +117,14 @@ def engine_kwargs(spec: EngineSpec) -> dict[str, Any]:
         "dtype": "bfloat16",
         "max_num_seqs": 32,
         "enable_prefix_caching": True,
+        "enable_chunked_prefill": True,
+        "scheduling_policy": "priority",
         "max_logprobs": 20,
     }
     if spec.num_gpus:
         chosen |= {"tensor_parallel_size": spec.num_gpus}
     else:
-        chosen |= {"enforce_eager": True}
+        chosen |= {"enforce_eager": True, "kv_cache_memory_bytes": KV_CACHE_BYTES}
     if spec.max_lora_rank:
         loras = int(spec.engine_kwargs.get("max_loras", MAX_LORAS))
         chosen |= {
@@ -121,31 +139,123 @@ def engine_kwargs(spec: EngineSpec) -> dict[str, Any]:
 
 
 class TierEngine:
-    """The replica: `ray.serve.llm`'s server in plain dictionaries of OpenAI's shape."""
+    """The replica: `ray.serve.llm`'s server in plain dictionaries of OpenAI's shape.
+
+    A standby has vLLM imported and no model: it loads the model when a request comes, and gives the
+    memory back when none has come for `idle_after_s`.
+    """
 
     async def __init__(self, spec: EngineSpec) -> None:
-        """Start vLLM and answer one request, so that no user pays for lazy initialisation."""
+        """Start vLLM and answer one request, so that no user pays for lazy initialisation.
+
+        A standby imports vLLM and no more.
+        """
+        keep_replica_on_loopback()
+        _quiet_access_log()
+        self._spec = spec
+        self._on_cpu = spec.num_gpus == 0
+        self._adapters: dict[str, str] = {}
+        self._server: FactoryLLMServer | None = None
+        self._starting = asyncio.Lock()
+        self._ongoing = 0
+        self._used = time.monotonic()
+        self._times: dict[str, float] = {}
+        begun = time.perf_counter()
+        lean.prefetch(Path(spec.path))
+        lean.import_engine(on_cpu=self._on_cpu)
+        from serve_apps.engine_stats import EngineStats
+
+        self._times["engine_import_s"] = time.perf_counter() - begun
+        self._arguments = engine_kwargs(spec)
+        self._stats = EngineStats(int(self._arguments["max_num_seqs"]))
+        if spec.standby:
+            self._dozing = asyncio.create_task(self._doze())
+        else:
+            await self._awake()
+
+    async def _awake(self) -> FactoryLLMServer:
+        """The server, started if it sleeps."""
+        async with self._starting:
+            if self._server is None:
+                self._server = await self._started()
+        return self._server
+
+    async def _started(self) -> FactoryLLMServer:
         from ray.serve.llm import LLMConfig
 
         from serve_apps.vllm_server import build_server
 
-        keep_replica_on_loopback()
-        on_cpu = spec.num_gpus == 0
-        self._spec = spec
-        self._adapters: dict[str, str] = {}
-        self._server = build_server(
+        begun = time.perf_counter()
+        server = build_server(
             LLMConfig(
-                model_loading_config={"model_id": spec.model_id, "model_source": spec.path},
-                accelerator_config={"kind": "cpu" if on_cpu else "gpu"},
-                engine_kwargs=engine_kwargs(spec),
+                model_loading_config={
+                    "model_id": self._spec.model_id,
+                    "model_source": self._spec.path,
+                },
+                accelerator_config={"kind": "cpu" if self._on_cpu else "gpu"},
+                engine_kwargs=self._arguments,
                 experimental_configs={"stream_batching_interval_ms": 0},
                 log_engine_metrics=False,
             ),
-            on_cpu=on_cpu,
+            self._stats,
+            on_cpu=self._on_cpu,
         )
-        await self._server.start()
-        _quiet_access_log()
-        await self.answer(WARM_UP)
+        await server.start()
+        for name, path in self._adapters.items():
+            await server.load_adapter(name, path)
+        loaded = time.perf_counter()
+        async for _ in await server.chat(self._request(WARM_UP, "chat")):
+            pass
+        self._times |= {
+            "weights_s": loaded - begun,
+            "warm_up_s": time.perf_counter() - loaded,
+            "process_s": time.time() - psutil.Process().create_time(),
+        }
+        return server
+
+    @asynccontextmanager
+    async def _use(self) -> AsyncGenerator[FactoryLLMServer, None]:
+        """The server for one request, which keeps it awake."""
+        self._ongoing += 1
+        try:
+            yield await self._awake()
+        finally:
+            self._ongoing -= 1
+            self._used = time.monotonic()
+
+    async def _doze(self) -> None:
+        """Fall asleep whenever nobody has asked for `idle_after_s`."""
+        while True:
+            idle = 0.0 if self._ongoing else time.monotonic() - self._used
+            left = self._spec.target.idle_after_s - idle
+            if left > 0:
+                await asyncio.sleep(min(left, self._spec.target.idle_after_s))
+                continue
+            async with self._starting:
+                if self._server is not None and not self._ongoing:
+                    server, self._server = self._server, None
+                    self._stats.stopped()
+                    server.stop()
+                    del server
+                    lean.release()
+            self._used = time.monotonic()
+
+    async def wake(self) -> bool:
+        """True once the engine has its model; a standby loads it now."""
+        await self._awake()
+        self._used = time.monotonic()
+        return True
+
+    async def state(self) -> dict[str, float]:
+        """`awake` is 1 with a model and 0 without; `rss_bytes` and `cpu_s` of the process; and
+        where its last start went: `engine_import_s`, `weights_s`, `warm_up_s`, and `process_s`, its
+        age when it was done."""
+        process = psutil.Process()
+        return self._times | {
+            "awake": float(self._server is not None),
+            "rss_bytes": float(process.memory_info().rss),
+            "cpu_s": sum(process.cpu_times()[:2]),
+        }
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load the adapters in `user_config` that are new, and unload those that are gone.
@@ -166,13 +276,15 @@ class TierEngine:
         """
         if name in self._adapters:
             await self.unload_adapter(name)
-        await self._server.load_adapter(name, path)
+        if self._server is not None:
+            await self._server.load_adapter(name, path)
         self._adapters[name] = path
 
     async def unload_adapter(self, name: str) -> None:
         """Forget an adapter and free its memory. Raises `RuntimeError` when it is not loaded."""
         self._adapters.pop(name, None)
-        await self._server.unload_adapter(name)
+        if self._server is not None:
+            await self._server.unload_adapter(name)
 
     async def answer(self, body: dict[str, Any], route: Route = "chat") -> dict[str, Any]:
         """A completion of the route's kind, or `{"error": {"message", "code"}}`."""
@@ -180,8 +292,9 @@ class TierEngine:
             request = self._request(body | {"stream": False}, route)
         except Exception as error:
             return _refusal(error)
-        async for answer in await self._ask(request, route):
-            return answer.model_dump(exclude_none=True)  # type: ignore[no-any-return]
+        async with self._use() as server:
+            async for answer in await _ask(server, request, route):
+                return answer.model_dump(exclude_none=True)  # type: ignore[no-any-return]
         return {"error": {"message": "the engine returned nothing", "code": 500}}
 
     async def stream(
@@ -194,20 +307,30 @@ class TierEngine:
         except Exception as error:
             yield "data: " + json.dumps(_refusal(error))
             return
-        async for part in await self._ask(request, route):
-            for event in part if isinstance(part, list) else [part]:
-                if isinstance(event, str):
-                    yield event
-                else:
-                    yield "data: " + json.dumps(event.model_dump(exclude_none=True))
+        async with self._use() as server:
+            async for part in await _ask(server, request, route):
+                for event in part if isinstance(part, list) else [part]:
+                    if isinstance(event, str):
+                        yield event
+                    else:
+                        yield "data: " + json.dumps(event.model_dump(exclude_none=True))
 
     async def ping(self) -> bool:
-        """True: a replica that is constructed has answered its first request."""
+        """True: a replica that is constructed can answer, at once or when it is woken."""
         return True
+
+    async def signals(self) -> dict[str, float]:
+        """`ReplicaSignals.stats()` of this moment."""
+        return self._stats.signals().stats()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve collects for the autoscaling policy."""
+        return self._stats.signals().stats()
 
     async def check_health(self) -> None:
         """Raise when the engine is dead; Serve then replaces the replica."""
-        await self._server.check_health()
+        if self._server is not None:
+            await self._server.check_health()
 
     def _request(self, body: dict[str, Any], route: Route) -> Any:
         """vLLM's own request, for the adapter that `body` names or else the loaded model.
@@ -217,15 +340,18 @@ class TierEngine:
         from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 
         body = body | {"model": body.get("model") or self._spec.model_id}
+        if self._arguments["scheduling_policy"] != "priority":
+            body.pop("priority", None)
         if route == "completions":
             return CompletionRequest(**body)
         body["messages"] = [_known_role(message) for message in body["messages"]]
         return ChatCompletionRequest(**body)
 
-    async def _ask(self, request: Any, route: Route) -> AsyncGenerator[Any, None]:
-        if route == "completions":
-            return await self._server.completions(request)  # type: ignore[no-any-return]
-        return await self._server.chat(request)  # type: ignore[no-any-return]
+
+async def _ask(server: FactoryLLMServer, request: Any, route: Route) -> AsyncGenerator[Any, None]:
+    if route == "completions":
+        return await server.completions(request)  # type: ignore[no-any-return]
+    return await server.chat(request)  # type: ignore[no-any-return]
 
 
 def _known_role(message: dict[str, Any]) -> dict[str, Any]:
@@ -258,28 +384,58 @@ def deployment_version(*facts: Any) -> str:
 
 
 def engine_app(spec: EngineSpec, *, name: str, cores: int) -> serve.Application:
-    """A bindable deployment of `TierEngine`, in a placement group that keeps its workers close."""
-    bare = replace(spec, adapters={})
-    bundle = {"CPU": spec.num_cpus} | ({"GPU": 1} if spec.num_gpus else {})
+    """A bindable deployment of `TierEngine`.
+
+    On GPUs a placement group keeps its workers close; one CPU process needs none, and starts sooner
+    without.
+    """
+    idle_after_s = spec.target.idle_after_s if spec.standby else 0.0
+    bare = replace(spec, adapters={}, target=Target(idle_after_s=idle_after_s))
+    together: dict[str, Any] = {}
+    if spec.num_gpus:
+        bundle = {"CPU": spec.num_cpus, "GPU": 1}
+        together = {
+            "placement_group_bundles": [bundle] * spec.num_gpus,
+            "placement_group_strategy": "PACK",
+        }
     return (
         serve.deployment(TierEngine)
         .options(  # type: ignore[no-any-return]
             name=name,
-            num_replicas=1,
             max_ongoing_requests=spec.max_ongoing_requests,
-            ray_actor_options={
-                "num_cpus": spec.num_cpus,
-                "runtime_env": {"env_vars": engine_environment(spec, cores)},
-            },
-            placement_group_bundles=[bundle] * max(1, spec.num_gpus),
-            placement_group_strategy="PACK",
+            ray_actor_options=actor_options(spec, cores),
             user_config={"adapters": dict(spec.adapters)},
             graceful_shutdown_timeout_s=10,
             version=deployment_version(asdict(bare), cores),
+            # Production keeps its floor through a roll-over: the new replica is up before the old
+            # one goes. On GPUs it would wait for ever for a GPU that the old one holds.
+            max_surge_percent=100 if spec.target.min_replicas and not spec.num_gpus else 0,
             _internal=True,
+            **together,
+            **replicas(spec),
         )
         .bind(bare)
     )
+
+
+def actor_options(spec: EngineSpec, cores: int) -> dict[str, Any]:
+    """Ray's options for a replica; a standby of the same options can become one."""
+    return {
+        "num_cpus": spec.num_cpus,
+        "runtime_env": {"env_vars": engine_environment(spec, cores)},
+    }
+
+
+def replicas(spec: EngineSpec) -> dict[str, Any]:
+    """Serve's options for how many replicas there are.
+
+    What is deployed is started once even if it may sleep, so that weights that do not load fail the
+    deployment.
+    """
+    if spec.standby or spec.target.min_replicas == spec.target.max_replicas == 1:
+        return {"num_replicas": 1}
+    initial = max(1, spec.target.min_replicas)
+    return {"autoscaling_config": autoscaling(spec.target, initial=initial)}
 
 
 class RayEngine:

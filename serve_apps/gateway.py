@@ -39,6 +39,7 @@ from serve_apps.listener import Listener
 from serve_apps.loopback import keep_replica_on_loopback
 from serve_apps.prompts import PromptCounter
 from serve_apps.serving import ServingPlan, TierPlan
+from serve_apps.watch import Watch
 
 APP = "factory"
 """Name of the Serve application."""
@@ -70,8 +71,16 @@ class GatewayApp:
         self._books = _books(settings, self._ledger, self._alerting)
         counters = {one.path: PromptCounter(one.path) for one in _plans(planned) if _counted(one)}
 
+        self._watch = Watch(
+            {
+                name: (spec, handles[name])
+                for name, spec in planned.engines.items()
+                if not spec.target.min_replicas
+            }
+        )
+
         def served(one: TierPlan) -> Served:
-            return _served(settings, one, handles, counters)
+            return _served(settings, one, handles, counters, self._watch)
 
         clock = Clock()
         embedder = planned.static and StaticEmbedder.load(Path(planned.static))
@@ -88,6 +97,7 @@ class GatewayApp:
             clock=clock,
         )
         await self._books.start()
+        self._watch.start()
         self._tending = asyncio.create_task(self._gateway.tend())
         # What is loaded stays: collecting garbage need not look at it again.
         gc.collect()
@@ -102,6 +112,7 @@ class GatewayApp:
 
     async def __del__(self) -> None:
         await self._listener.stop(SHUTDOWN_S - 5)
+        await self._watch.stop()
         self._tending.cancel()
         await self._gateway.drain()
         await self._books.close()
@@ -131,6 +142,7 @@ def _served(
     one: TierPlan,
     handles: Mapping[str, DeploymentHandle],
     counters: Mapping[str | None, PromptCounter],
+    watch: Watch,
 ) -> Served:
     model = settings.models[one.model]
     if one.engine is None:
@@ -147,6 +159,8 @@ def _served(
         embedder=None if counted else RayEmbedder(handle),
         max_model_len=model.max_model_len,
         adapter=one.adapter,
+        sleeper=watch.of(one.engine),
+        prioritizes=counted,
         count_tokens=counters[one.path].count if counted else None,
         most_tokens=counters[one.path].most if counted else None,
         tools=one.tools,
@@ -177,6 +191,7 @@ def gateway_app(
             max_ongoing_requests=256,
             ray_actor_options={"num_cpus": 0.1, "runtime_env": {"env_vars": ENVIRONMENT}},
             graceful_shutdown_timeout_s=SHUTDOWN_S,
+            max_surge_percent=100,
         )
         .bind(str(home), str(config) if config else None, port, planned, deployments)
     )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from factory.config import (
     RegistrySource,
     Settings,
 )
+from factory.scaling.target import of_endpoints
 from serve_apps.embedder import EmbedderSpec
 from serve_apps.engine import EngineSpec
 
@@ -158,6 +159,7 @@ def plan(
         for name, _ in settings.ladder(endpoint):
             planning.place(endpoint_name, endpoint, name)
     planning.pin()
+    planning.bound(settings)
     return ServingPlan(
         engines=planning.engines,
         embedders=planning.embedders,
@@ -205,6 +207,28 @@ class _Planning:
             )
         tier = self._adapted(name, adapter, champion) if adapter and champion else None
         self.tiers[endpoint_name][model.tier] = tier or self._plain(name, adapter)
+
+    def bound(self, settings: Settings) -> None:
+        """Give every engine the replicas that the strictest of its endpoints asks for."""
+        for name, spec in self.engines.items():
+            asking = {
+                endpoint: tier.model
+                for endpoint, ladder in self.tiers.items()
+                for tier in ladder.values()
+                if tier.engine == name
+            }
+            pinned = (tier.model for tier in self.pinned.values() if tier.engine == name)
+            model = next(iter(asking.values()), None) or next(pinned, None)
+            if model is None:
+                continue
+            scaling = self._models[model].scaling
+            target = of_endpoints(
+                [settings.endpoints[endpoint] for endpoint in asking],
+                max_replicas=scaling.max_replicas,
+                startup_s=scaling.startup_s,
+            )
+            standby = scaling.standby and target.min_replicas == 0
+            self.engines[name] = replace(spec, target=target, standby=standby)
 
     def pin(self) -> None:
         """Say which models may be asked for by name."""

@@ -78,6 +78,7 @@ def status(context: typer.Context, json: Json = False) -> None:
                 "pid": cluster and cluster.pid,
                 "nodes": found.nodes,
                 "cpus": found.cpus,
+                "asleep": list(found.asleep),
             }
         )
     elif found.cluster is None:
@@ -86,6 +87,8 @@ def status(context: typer.Context, json: Json = False) -> None:
         gateway = "none deployed" if found.url is None else found.url
         answers = "" if found.url is None else ", answers" if found.healthy else ", does not answer"
         typer.echo(f"Gateway:  {gateway}{answers}")
+        if found.asleep:
+            typer.echo(f"Asleep:   {', '.join(found.asleep)} (the next request wakes them)")
         typer.echo(
             f"Cluster:  {found.cluster.address}, {found.nodes} node(s), {found.cpus:g} CPUs, "
             f"process {found.cluster.pid}"

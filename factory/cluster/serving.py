@@ -54,6 +54,8 @@ class Status:
     """True when the gateway answers `/healthz`."""
     nodes: int = 0
     cpus: float = 0.0
+    asleep: tuple[str, ...] = ()
+    """Models whose engines sleep until somebody asks."""
 
 
 def up(
@@ -135,6 +137,7 @@ def status(settings: Settings) -> Status:
         healthy=url is not None and _answers(url),
         nodes=len(alive),
         cpus=sum(_cpus(node) for node in alive),
+        asleep=() if url is None else _asleep(url),
     )
 
 
@@ -236,6 +239,14 @@ def _answers(url: str) -> bool:
         return httpx.get(f"{url.removesuffix('/v1')}/healthz", timeout=5).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def _asleep(url: str) -> tuple[str, ...]:
+    try:
+        found = httpx.get(f"{url.removesuffix('/v1')}/readyz", timeout=10).json()
+        return tuple(map(str, found.get("asleep", ())))
+    except (httpx.HTTPError, ValueError, AttributeError):
+        return ()
 
 
 def _cpus(node: dict[str, object]) -> float:

@@ -24,6 +24,9 @@ class Gateway(Section):
     """A larger request body is refused with 413."""
     max_parallel_requests: int = Field(default=128, ge=1)
     """Requests that wait for models at once, per gateway process; the rest queue by priority."""
+    beside_production: int = Field(default=1, ge=0)
+    """Requests of `internal` and `batch` endpoints that run on an engine, per gateway process,
+    while production uses it; the rest wait until it has not for 10 s, or are refused with 429."""
     max_queue_s: float = Field(default=10.0, ge=0)
     """Seconds a request waits for its turn before it is refused with 429."""
 

@@ -34,5 +34,8 @@ class ModelScaling(Section):
 
     max_replicas: int = Field(default=1, ge=1, le=10_000)
     """Most replicas of one engine of this model."""
+    standby: bool = False
+    """Asleep, its engine keeps a process with vLLM imported, 0.8 GB, and wakes in a third of the
+    time."""
     startup_s: float = Field(default=60.0, gt=0)
     """Seconds a new replica needs until it answers, until real starts were seen."""

@@ -77,6 +77,8 @@ class Team(Section):
     """Money the team may spend."""
     limits: Limits = Limits()
     """Bounds over all of the team's keys together."""
+    weight: float = Field(default=1.0, gt=0, le=1000)
+    """Its share of the gateway's turns beside other teams that wait as well."""
     priority: int = Field(default=50, ge=0, le=100)
     """When the gateway is full, requests of a higher priority go first."""
     quota: Quota = Quota()

@@ -66,6 +66,7 @@ def build_app(gateway: Gateway) -> FastAPI:
             parse,
             control.decode("latin-1"),
             route,
+            headers.get(b"prefer", b"").decode("latin-1"),
         )
         return _whole(reply) if isinstance(reply, Reply) else EventStream(reply)
 
@@ -136,7 +137,8 @@ def build_app(gateway: Gateway) -> FastAPI:
         """The ledger answers, and for each endpoint at least one model."""
         state = await gateway.ready()
         status = "ready" if state.ready else "not ready"
-        return _json({"status": status, "problems": state.problems}, 200 if state.ready else 503)
+        found = {"status": status, "problems": state.problems, "asleep": state.asleep}
+        return _json(found, 200 if state.ready else 503)
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: Exception) -> Response:

@@ -12,9 +12,10 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from factory.config import Settings
+from factory.gateway.awakening import Awakening
 from factory.gateway.breakers import Breakers
 from factory.gateway.cache import Entry
 from factory.gateway.call import Call, scopes
@@ -22,6 +23,7 @@ from factory.gateway.cascade import Cascade, Live, Rules
 from factory.gateway.engine import Chunk
 from factory.gateway.errors import ApiError, unavailable
 from factory.gateway.experience import Experience
+from factory.gateway.fairness import Caller, engine_priority
 from factory.gateway.flights import Landed
 from factory.gateway.journey import Journey
 from factory.gateway.learning import Learned
@@ -32,7 +34,7 @@ from factory.gateway.replies import render
 from factory.gateway.screening import Screening
 from factory.gateway.served import Served
 from factory.gateway.settlement import Settlement
-from factory.gateway.turns import Turns, bounds
+from factory.gateway.turns import Turn, Turns, bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Computation:
     settings: Settings
     settlement: Settlement
     turns: Turns
+    awakening: Awakening
     breakers: Breakers
     experience: Experience
     patience: Patience
@@ -78,13 +81,38 @@ class Computation:
             priority = self.settings.teams[journey.key.team].priority
             replicas = self.settings.gateway.replicas
             async with (
-                self.turns.take(priority, bounds(among, replicas)),
-                aclosing(self._answer(journey, call)) as parts,
+                self.turns.take(
+                    priority, bounds(among, replicas), self._caller(journey, call)
+                ) as turn,
+                aclosing(self._answer(journey, call, turn)) as parts,
             ):
                 async for part in parts:
                     yield part
 
-    async def _answer(self, journey: Journey, call: Call) -> AsyncGenerator[Yielded, None]:
+    def _ordered(self, planned: Plan, journey: Journey) -> Plan:
+        """The plan with the class and priority that engines order their own queues by."""
+        team = self.settings.teams[journey.key.team]
+        order = engine_priority(self._caller(journey, planned.call), team.priority)
+        bodies = {
+            tier: {**body, "priority": order} if planned.call.served[tier].prioritizes else body
+            for tier, body in planned.bodies.items()
+        }
+        return replace(planned, bodies=bodies)
+
+    def _caller(self, journey: Journey, call: Call) -> Caller:
+        team = journey.key.team
+        # The part before the + is the base that several adapters share an engine with.
+        engines = (one.version.split("+")[0] for one in call.served.values() if not one.external)
+        return Caller(
+            team=team,
+            weight=self.settings.teams[team].weight,
+            class_=call.endpoint.class_,
+            engines=frozenset(engines),
+        )
+
+    async def _answer(
+        self, journey: Journey, call: Call, turn: Turn
+    ) -> AsyncGenerator[Yielded, None]:
         learned = await self.deepen(journey, call, self.learned(call))
         planned = await plan(
             call,
@@ -94,6 +122,8 @@ class Computation:
             learned,
             self.experience,
         )
+        planned = self.awakening.around(self._ordered(planned, journey), call.served)
+        await self.awakening.rouse(call.served[planned.start], turn, self.patience.attempt_s)
         screening = self.screening(journey, call)
         cascade = self._cascade(journey, call, planned, screening, learned)
         streams = bool(call.request.stream) and screening.may_stream

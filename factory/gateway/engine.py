@@ -74,6 +74,19 @@ class Engine(Protocol):
         ...
 
 
+class Sleeper(Protocol):
+    """An engine that goes to zero while nobody asks."""
+
+    @property
+    def asleep(self) -> bool:
+        """True while it would have to be woken; may be a second old."""
+        ...
+
+    async def wake(self) -> None:
+        """Return when it answers. Raises `EngineError` when it does not come up."""
+        ...
+
+
 class EmbeddingEngine(Protocol):
     """Turns texts into vectors."""
 

@@ -27,6 +27,7 @@ from factory.catalog.objects import ObjectStore
 from factory.config import Settings
 from factory.gateway import access, cache, readiness
 from factory.gateway.answers import estimate_tokens
+from factory.gateway.awakening import Awakening
 from factory.gateway.body import parse
 from factory.gateway.breakers import Breakers
 from factory.gateway.call import Asked, Call, Q, Request, scopes, tightest
@@ -49,9 +50,9 @@ from factory.gateway.patience import Patience
 from factory.gateway.purse import Bank, Purses
 from factory.gateway.rates import Rates, refusal
 from factory.gateway.replies import Rendered, Stamp, error_event, relayed, render
-from factory.gateway.reviews import Reviews, answer_of, request_of, shown
+from factory.gateway.reviews import ASYNC, POLL_S, Reviews, answer_of, request_of, shown
 from factory.gateway.rules import LABEL, Rules
-from factory.gateway.served import Pinned, Serving
+from factory.gateway.served import Pinned, Served, Serving
 from factory.gateway.settlement import Settlement
 from factory.gateway.tier0 import Tier0
 from factory.gateway.turns import Turns
@@ -160,8 +161,10 @@ class Gateway:
             turns=Turns(
                 settings.gateway.max_parallel_requests,
                 settings.gateway.max_queue_s,
+                beside_production=settings.gateway.beside_production,
                 monotonic=clock.monotonic,
             ),
+            awakening=Awakening(clock.monotonic),
             breakers=breakers,
             experience=experience,
             patience=patience,
@@ -189,16 +192,21 @@ class Gateway:
         parse: Callable[[bytes], Request] = parse,
         cache_control: str = "",
         route: Route = "chat",
+        prefer: str = "",
     ) -> Reply | Opening:
         """Answer a chat or a completion: at once, or for a stream that is not kept by an `Opening`.
 
-        Raises `ApiError` for everything that ends without an answer.
+        Raises `ApiError` for everything that ends without an answer; 202 with an address to ask at
+        when the client may `prefer` that to waiting for a model that is asleep.
         """
         journey = await self._begin(authorization, route)
         async with self._settlement.of(journey, lambda: not journey.pays):
             found = await self._arrive(journey, parse(await body()), cache_control)
             if isinstance(found, Reply):
                 return found
+            if ASYNC in prefer and (sleeping := _sleeping(found.served)):
+                self._computation.awakening.wake(sleeping)
+                raise await self.reviews.later(journey, found, f"{sleeping.label} is asleep")
             if not found.request.stream:
                 return await self._whole(journey, found)
         return lambda: self._stream(journey, found)
@@ -364,10 +372,20 @@ class Gateway:
         """
         key = await self._keys.check(authorization)
         review = await self.reviews.get(key, review_id)
+        if review.decided_by == ASYNC and review.status == "approved":
+            served = self._served_of(review)
+            if sleeping := _sleeping(served):
+                self._computation.awakening.wake(sleeping)
+                return Reply(to_json(shown(review)), {"Retry-After": str(POLL_S)})
         claimed = await self.reviews.claim(review)
         if claimed is not None:
             review = await self._settlement.finish(self._answer_held(claimed))
         return Reply(to_json(shown(review)), {})
+
+    def _served_of(self, review: Review) -> Mapping[int, Served]:
+        """Who would answer a held request; empty when its endpoint is gone."""
+        pinned = self.pinned.get(str(review.request["body"].get("model")))
+        return {pinned.tier: pinned} if pinned else self.serving.get(review.endpoint, {})
 
     async def _answer_held(self, review: Review) -> Review:
         """Answer what was held, as its own client, and keep the reply for whoever polls."""
@@ -389,7 +407,8 @@ class Gateway:
         journey = self._journey(key, self._clock.monotonic(), request.route)
         journey.reasons.append(f"{review.review_id}: {review.status} by {review.decided_by}")
         async with self._settlement.of(journey, lambda: not journey.pays):
-            found = await self._arrive(journey, request, "no-store", approved=True)
+            approved = review.decided_by != ASYNC
+            found = await self._arrive(journey, request, "no-store", approved=approved)
             reply = found if isinstance(found, Reply) else await self._whole(journey, found)
         return reply.body
 
@@ -434,6 +453,12 @@ class Gateway:
         await self._flights.drain()
         await self._settlement.drain()
         await self._keeper.close()
+
+
+def _sleeping(served: Mapping[int, Served]) -> Served | None:
+    """The model of the lowest tier, where requests begin, if it is asleep."""
+    lowest = served[min(served)] if served else None
+    return lowest if lowest is not None and lowest.asleep else None
 
 
 def expected_tokens(request: Asked) -> int:

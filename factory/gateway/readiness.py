@@ -1,6 +1,7 @@
 """Can this gateway answer? The ledger must, and for each endpoint at least one model.
 
 A model outside the cluster counts as ready while it is switched on: it is not called just to see.
+Nor is an engine that may sleep, since asking would keep it awake: it is woken when it is needed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class Readiness:
     ready: bool
     problems: dict[str, str] = field(default_factory=dict)
     """By part: `ledger`, `endpoint/tier`."""
+    asleep: tuple[str, ...] = ()
+    """Models that sleep until somebody asks."""
 
 
 async def check(ping_ledger: Callable[[], object], serving: Serving) -> Readiness:
@@ -40,7 +43,8 @@ async def check(ping_ledger: Callable[[], object], serving: Serving) -> Readines
         else:
             able.add(name)
     ready = not ledger and bool(serving) and able == set(serving)
-    return Readiness(ready, problems)
+    asleep = sorted({one.label for _, one in pairs if one.asleep})
+    return Readiness(ready, problems, tuple(asleep))
 
 
 async def _ledger(ping: Callable[[], object]) -> str:
@@ -55,7 +59,7 @@ async def _ledger(ping: Callable[[], object]) -> str:
 
 
 async def _model(served: Served) -> str:
-    if served.off or served.external:
+    if served.off or served.external or served.sleeper is not None:
         return served.off
     try:
         async with asyncio.timeout(CHECK_S):

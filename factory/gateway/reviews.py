@@ -39,6 +39,10 @@ POLL_S = 5
 """Seconds after which a waiting client may ask again."""
 
 
+ASYNC = "respond-async"
+"""The preference (RFC 7240) of clients who would rather ask again than wait."""
+
+
 def new_id() -> str:
     """A fresh review id."""
     return f"review-{uuid.uuid4().hex}"
@@ -130,6 +134,28 @@ class Reviews:
             raise unavailable("the review queue takes nothing now; try again soon") from error
         journey.reasons.append(f"held as {review.review_id}")
         return Held(review)
+
+    async def later(self, journey: Journey, call: Call[Any], why: str) -> Held:
+        """Keep a request that nobody needs to decide about; the first poll that can answers it.
+
+        Raises `ApiError` 503 when the queue does not take it.
+        """
+        held = await self.hold(journey, call, "input", (why,))
+        try:
+            decided = await asyncio.to_thread(
+                reviews.decide,
+                self._ledger,
+                held.review.review_id,
+                "approve",
+                ASYNC,
+                "",
+                at=self._clock.now(),
+            )
+        except LedgerError as error:
+            raise unavailable("the queue takes nothing now; try again soon") from error
+        later = Held(decided)
+        later.headers["Preference-Applied"] = ASYNC
+        return later
 
     async def get(self, key: ApiKey, review_id: str) -> Review:
         """A review of the key's own team. Raises `ApiError` 404."""

@@ -160,7 +160,10 @@ def _in_path(name: str) -> list[Json]:
 
 def _generating(good: str, content: Json, request: type[BaseModel]) -> Json:
     route = _route(good, content, 400, 403, 404, 413, 429, 502, **_body(request))
-    held = "A person must look at it first; `Location` says where to ask"
+    held = (
+        "A person must look at it first, or its model is asleep and the client said "
+        "`Prefer: respond-async`; `Location` says where to ask"
+    )
     route["responses"][202] = {"description": held, "content": _json(_ANY)}
     return route
 

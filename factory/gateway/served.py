@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from factory.config import Price
-from factory.gateway.engine import EmbeddingEngine, Engine
+from factory.gateway.engine import EmbeddingEngine, Engine, Sleeper
 
 Turns = Sequence[Mapping[str, str]]
 """Messages with plain text content: `{"role": ..., "content": ...}`."""
@@ -43,10 +43,19 @@ class Served:
     """An upper bound of that, which costs next to nothing; None when there is none."""
     tools: bool = True
     """Its engine recognizes tool calls that the model makes of its own accord."""
+    prioritizes: bool = False
+    """Its engine takes a `priority` with a request, lower numbers first, as vLLM does."""
     external: bool = False
     """Prompts leave the cluster; closed to restricted endpoints."""
+    sleeper: Sleeper | None = None
+    """Where its engine may be asleep: knows whether it is, and wakes it."""
     off: str = ""
     """Why it is switched off by configuration; empty when it is on."""
+
+    @property
+    def asleep(self) -> bool:
+        """True when nothing of it runs and a request would have to wait for its start."""
+        return self.sleeper is not None and self.sleeper.asleep
 
     async def check(self) -> None:
         """Return when it can take requests. Raises `EngineError` when it cannot."""

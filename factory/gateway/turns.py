@@ -4,9 +4,10 @@
     async with turns.take(team.priority, bounds(scopes, replicas)) as turn:    # ApiError 429
         ...                                                                    # ask the model
 
-Who fits goes at once. The others stand in line by `standing`; one whose own team, key or endpoint
-is at its limit does not hold up those behind it. A turn is handed over at the moment it comes free,
-so leaving at any point neither loses nor doubles it.
+Who fits goes at once. The others stand in line by `standing`, each team with its share
+(`factory.gateway.fairness`); one whose own team, key or endpoint is at its limit, or who would
+crowd production's engine, does not hold up those behind it. A turn is handed over at the moment it
+comes free, so leaving at any point neither loses nor doubles it.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from types import TracebackType
 
 from factory.config import Limits
 from factory.gateway.errors import ApiError
+from factory.gateway.fairness import CALM_S, HIGHEST_PRIORITY, Beside, Caller, Shares
 
-HIGHEST_PRIORITY = 100
 _LONGEST_RETRY_S = 60.0
 _SMOOTHING = 0.1
 """Weight of the newest turn in the mean length of turns."""
+
+
+NOBODY = Caller()
+"""A caller without a team, never shed before others and sharing with none."""
 
 
 def standing(priority: int, arrived_s: float, max_queue_s: float) -> float:
@@ -65,6 +70,10 @@ class Turn:
     """0 to 100; higher goes first."""
     scopes: Sequence[tuple[str, int]]
     """Names, each once, and how many of them may run at once."""
+    caller: Caller = NOBODY
+    """For whom it is."""
+    here: bool = False
+    """It waits or runs."""
     waited_s: float = 0.0
     """Seconds in the line."""
     began_s: float | None = None
@@ -104,8 +113,12 @@ class Turns:
         max_queue_s: float,
         max_waiting: int = 1000,
         monotonic: Callable[[], float] = time.perf_counter,
+        beside_production: int = 1,
     ) -> None:
-        """At most `max_parallel` at once; at most `max_waiting` wait, each up to `max_queue_s`."""
+        """At most `max_parallel` at once; at most `max_waiting` wait, each up to `max_queue_s`.
+
+        On an engine that production uses, at most `beside_production` of lower classes run.
+        """
         self.running = 0
         self._max_parallel = max_parallel
         self._max_queue_s = max_queue_s
@@ -115,31 +128,50 @@ class Turns:
         self._line: list[Turn] = []
         self._arrivals = 0
         self._turn_s = 0.0
+        self._shares = Shares()
+        self._beside = Beside(beside_production, monotonic)
 
     @property
     def waiting(self) -> int:
         """Requests in the line."""
         return len(self._line)
 
-    def take(self, priority: int, scopes: Sequence[tuple[str, int]] = ()) -> Turn:
+    def take(
+        self, priority: int, scopes: Sequence[tuple[str, int]] = (), caller: Caller = NOBODY
+    ) -> Turn:
         """A turn to wait for, under the bound of the process and of each scope in `scopes`."""
-        return Turn(self, priority, scopes)
+        return Turn(self, priority, scopes, caller)
 
     async def _begin(self, turn: Turn) -> None:
-        # Whoever stands in line does not fit now, so a newcomer that fits overtakes nobody.
-        if self._fits(turn.scopes):
-            self._grant(turn)
-        else:
-            await self._queue(turn)
+        self._beside.came(turn.caller)
+        turn.here = True
+        try:
+            # Whoever stands in line does not fit now, so a newcomer that fits overtakes nobody.
+            if self._fits(turn):
+                self._grant(turn)
+            else:
+                await self._queue(turn)
+        except BaseException:
+            self._gone(turn)
+            raise
 
-    def _fits(self, scopes: Sequence[tuple[str, int]]) -> bool:
-        if self.running >= self._max_parallel:
+    def _gone(self, turn: Turn) -> None:
+        """Where production has left an engine, who waits for that is looked at once it is calm."""
+        if not turn.here:
+            return
+        turn.here = False
+        if self._beside.went(turn.caller) and self._line:
+            asyncio.get_running_loop().call_later(CALM_S, self._serve)
+
+    def _fits(self, turn: Turn) -> bool:
+        if self.running >= self._max_parallel or not self._beside.admits(turn.caller):
             return False
-        return all(self._held.get(scope, 0) < limit for scope, limit in scopes)
+        return all(self._held.get(scope, 0) < limit for scope, limit in turn.scopes)
 
     def _grant(self, turn: Turn) -> None:
         turn.began_s = self._monotonic()
         self.running += 1
+        self._beside.began(turn.caller)
         for scope, _ in turn.scopes:
             self._held[scope] = self._held.get(scope, 0) + 1
 
@@ -148,6 +180,8 @@ class Turns:
             return
         held_s = self._monotonic() - turn.began_s
         turn.began_s = None
+        self._beside.ended(turn.caller)
+        self._gone(turn)
         self._turn_s += (held_s - self._turn_s) * (_SMOOTHING if self._turn_s else 1.0)
         self.running -= 1
         for scope, _ in turn.scopes:
@@ -164,7 +198,7 @@ class Turns:
         place = 0
         while place < len(self._line) and self.running < self._max_parallel:
             turn = self._line[place]
-            if self._fits(turn.scopes):
+            if self._fits(turn):
                 del self._line[place]
                 self._grant(turn)
                 _call(turn, None)
@@ -174,11 +208,12 @@ class Turns:
     async def _queue(self, turn: Turn) -> None:
         arrived = self._monotonic()
         self._arrivals += 1
-        turn.order = (standing(turn.priority, arrived, self._max_queue_s), self._arrivals)
         if self._max_queue_s <= 0:
             raise self._refusal(turn, "none may wait (gateway.max_queue_s is 0)")
         if len(self._line) >= self._max_waiting:
             self._shed_for(turn)
+        stamp = self._shares.stamp(turn.caller, arrived, self._turn_s, self._max_parallel)
+        turn.order = (standing(turn.priority, stamp, self._max_queue_s), self._arrivals)
         loop = asyncio.get_running_loop()
         turn.called = loop.create_future()
         insort(self._line, turn, key=_order)
@@ -193,18 +228,22 @@ class Turns:
             raise
         finally:
             timer.cancel()
+            self._shares.left(turn.caller)
             turn.waited_s = self._monotonic() - arrived
         if problem is not None:
             raise problem
 
     def _shed_for(self, newcomer: Turn) -> None:
-        """Make room in a full line: the last of the lowest priority goes, or the newcomer."""
-        lowest = min(reversed(self._line), key=_priority, default=newcomer)
+        """Make room in a full line: the last of the lowest class and priority, or the newcomer."""
+        lowest = min(reversed(self._line), key=_worth, default=newcomer)
         full = f"{self._max_waiting} requests wait already"
-        if newcomer.priority <= lowest.priority:
+        if _worth(newcomer) <= _worth(lowest):
             raise self._refusal(newcomer, full)
         self._leave(lowest)
-        _call(lowest, self._refusal(lowest, f"{full} and those of a higher priority go first"))
+        _call(
+            lowest,
+            self._refusal(lowest, f"{full} and those of a higher class or priority go first"),
+        )
 
     def _give_up(self, turn: Turn) -> None:
         if turn.began_s is None and self._leave(turn):
@@ -220,6 +259,14 @@ class Turns:
 
     def _refusal(self, turn: Turn, why: str) -> ApiError:
         """429, with the time in which the bound that is in the way should have room again."""
+        if not self._beside.admits(turn.caller):
+            return ApiError(
+                429,
+                "max_parallel_requests",
+                f"production uses this engine, beside it few others run "
+                f"(gateway.beside_production), and {why}; try again in {CALM_S:.0f} s",
+                headers={"Retry-After": f"{CALM_S:.0f}"},
+            )
         what, bound, ahead = "the gateway", self._max_parallel, len(self._line)
         for scope, limit in turn.scopes:
             if self.running < self._max_parallel and self._held.get(scope, 0) >= limit:
@@ -244,5 +291,5 @@ def _order(turn: Turn) -> tuple[float, int]:
     return turn.order
 
 
-def _priority(turn: Turn) -> int:
-    return turn.priority
+def _worth(turn: Turn) -> tuple[int, int]:
+    return turn.caller.rank, turn.priority

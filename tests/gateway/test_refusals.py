@@ -151,7 +151,11 @@ async def test_unknown_urls_and_methods_keep_the_shape(world):
 
 async def test_health_and_readiness(world):
     assert (await world.http.get("/healthz")).json() == {"status": "ok"}
-    assert (await world.http.get("/readyz")).json() == {"status": "ready", "problems": {}}
+    assert (await world.http.get("/readyz")).json() == {
+        "status": "ready",
+        "problems": {},
+        "asleep": [],
+    }
     world.serving["cheap"] = {}
     response = await world.http.get("/readyz")
     assert response.status_code == 503

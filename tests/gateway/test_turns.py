@@ -193,7 +193,7 @@ async def test_a_full_line_sheds_the_lowest_priority_first():
     assert "3 requests wait already" in refused.refusal.message
     important = Client(turns, 60)
     await lower_late.task
-    assert "higher priority" in lower_late.refusal.message
+    assert "class or priority" in lower_late.refusal.message
     assert turns.waiting == 3
     for client in (holder, high, important, low):
         await settle_down()
@@ -280,7 +280,7 @@ def test_bounds_hold_and_nothing_leaks_whatever_clients_do(actions, parallel, ma
         await settle_down()
         check(turns, clients, parallel, max_waiting)
         for turn in turns._line:
-            assert not turns._fits(turn.scopes), "somebody who fits is kept waiting"
+            assert not turns._fits(turn), "somebody who fits is kept waiting"
         for client in clients:
             client.stop.set()
         ended = await asyncio.gather(*(c.task for c in clients), return_exceptions=True)

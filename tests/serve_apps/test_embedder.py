@@ -64,6 +64,10 @@ async def test_callers_share_batches_and_get_their_own_vectors() -> None:
         assert tokens == [1, 1]
     assert len(encoder.batches) < len(replies), "waiting requests are encoded together"
     assert len(encoder.threads) == 1
+    found = batching.signals()
+    assert (found.requests_total, found.prompt_tokens_total) == (20, 40)
+    assert (found.steps_total, found.running) == (len(encoder.batches), 0)
+    assert found.memory_bytes > 0
 
 
 @pytest.mark.usefixtures("replica")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import pytest
 
 from factory.gateway.answers import Gathering, whole
 from factory.gateway.engine import EngineError
+from factory.scaling import Target
 from serve_apps.embedder import EmbedderSpec, RayEmbedder, embedder_app
 from serve_apps.engine import EngineSpec, RayEngine, engine_app
 
@@ -61,7 +63,7 @@ def serving(ray_cluster: None) -> Iterator[None]:
         serve.start(http_options={"location": "NoServer"})
         ours = True
     yield
-    for app in ("multi", "embed"):
+    for app in ("multi", "embed", "standby", "zero"):
         serve.delete(app)
     if ours:
         serve.shutdown()
@@ -227,3 +229,60 @@ async def test_the_real_encoder_embeds_for_many_at_once(serving: None) -> None:
     many = await asyncio.gather(*(embedder.embed([text]) for text in texts * 4))
     for place, (one, _) in enumerate(many):
         assert np.allclose(one[0], vectors[place % 3], atol=1e-5)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(90):
+        while not condition():
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("standby", [True, False], ids=["standby", "zero"])
+async def test_an_engine_falls_asleep_and_the_next_request_wakes_it(
+    serving: None, model_dir: Path, standby: bool
+) -> None:
+    from ray import serve
+
+    from serve_apps.watch import Watch
+
+    name = "standby" if standby else "zero"
+    spec = EngineSpec(
+        model_id="sleeper",
+        path=str(model_dir),
+        max_model_len=256,
+        target=Target(min_replicas=0, idle_after_s=1.0),
+        standby=standby,
+    )
+    app = engine_app(spec, name=name, cores=2)
+    handle = await asyncio.to_thread(serve.run, app, name=name, route_prefix=None)
+    watch = Watch({name: (spec, handle)})
+    sleeper = watch.of(name)
+    assert sleeper is not None
+    watch.start()
+    engine = RayEngine(handle)
+    try:
+        if not standby:
+            # It is started once when it is deployed.
+            await _until(lambda: not sleeper.asleep)
+            await _until(lambda: sleeper.asleep)
+        body = {"messages": QUESTION, "max_tokens": 4, "temperature": 0}
+        first, second = await asyncio.gather(engine.answer(body), engine.answer(body))
+        assert whole(first, 0).completion_tokens > 0
+        assert whole(first, 0).texts == whole(second, 0).texts, "one start served both"
+        if standby:
+            await _until(lambda: not sleeper.asleep)
+            await _until(lambda: sleeper.asleep)
+            await sleeper.wake()
+            assert not sleeper.asleep
+            again = [chunk async for chunk in engine.stream(body)]
+            gathering = Gathering(expected=1)
+            for chunk in again:
+                gathering.add(chunk)
+            assert gathering.answer(0).texts == whole(first, 0).texts
+            stats = await handle.options(method_name="signals").remote()
+            assert stats["requests_total"] >= 3
+            assert stats["generation_tokens_total"] > 0
+            assert stats["ttft_p95_s"] > 0
+    finally:
+        await watch.stop()
+        await asyncio.to_thread(serve.delete, name)

@@ -11,7 +11,14 @@ import pytest
 from factory import config
 from factory.catalog.objects import Object
 from factory.config import ConfigError, Settings
-from serve_apps.engine import EngineSpec, engine_app, engine_environment, engine_kwargs
+from factory.scaling import Target
+from serve_apps.engine import (
+    EngineSpec,
+    engine_app,
+    engine_environment,
+    engine_kwargs,
+    replicas,
+)
 from serve_apps.serving import Champion, adapters_in_use, folded, plan, registered_name
 
 
@@ -212,3 +219,49 @@ def test_tools_are_recognized_where_the_configuration_names_a_parser() -> None:
     assert planned.tiers["first"][1].tools
     assert engine_kwargs(planned.engines["engine-base-one"])["enable_auto_tool_choice"] is True
     assert not plan(_adapted(MULTI % "one"), BASES, {}).tiers["first"][1].tools
+
+
+def _with_class(name: str, scaling: str = "") -> EngineSpec:
+    """The engine of the default configuration with its `helpdesk` in another class."""
+    text = config.default_text().replace("class: production", f"class: {name}", 1)
+    settings = config.parse(
+        text.replace("    tier: 1\n", f"    tier: 1\n{scaling}", 1), "x", Path("/"), {}
+    )
+    planned = plan(settings, DEFAULT_BASES, {})
+    return planned.engines[planned.tiers["helpdesk"][1].engine or ""]
+
+
+def test_production_keeps_a_floor_and_the_others_may_sleep() -> None:
+    production, internal = _with_class("production"), _with_class("internal")
+    assert replicas(production) == {"num_replicas": 1}
+    scaled = replicas(internal)["autoscaling_config"]
+    assert (scaled.min_replicas, scaled.max_replicas) == (0, 1)
+    assert internal.target.idle_after_s == 600
+    assert scaled.initial_replicas == 1, "weights that do not load must fail the deployment"
+
+
+def test_a_standby_is_one_replica_that_sleeps_by_itself_where_there_is_no_floor() -> None:
+    wanted = "    scaling: {standby: true}\n"
+    assert _with_class("internal", wanted).standby
+    assert replicas(_with_class("internal", wanted)) == {"num_replicas": 1}
+    assert not _with_class("production", wanted).standby
+
+
+def test_a_new_floor_does_not_restart_an_engine() -> None:
+    spec = EngineSpec(model_id="a", path="/a")
+    asleep = replace(spec, target=Target(min_replicas=0, max_replicas=3, idle_after_s=5))
+
+    def version(one: EngineSpec) -> str:
+        return str(engine_app(one, name="a", cores=2)._bound_deployment.version)
+
+    assert version(spec) == version(asleep)
+    assert version(asleep) != version(replace(asleep, standby=True))
+
+
+def test_production_on_a_cpu_rolls_over_without_a_gap_and_a_gpu_is_not_waited_for() -> None:
+    def surge(**spec: int) -> int:
+        app = engine_app(EngineSpec(model_id="a", path="/a", **spec), name="a", cores=2)
+        return int(app._bound_deployment._deployment_config.max_surge_percent)
+
+    assert surge() == 100
+    assert surge(num_gpus=1) == 0
