@@ -52,6 +52,8 @@ def fit(
     """
     from factory.routing import fitted
 
+    if encoder and data is None:
+        raise typer.BadParameter("--encoder needs --data: the ledger keeps no prompts")
     this = state(context)
     tiers = _tiers(this.settings, endpoint)
     store = _store(this.settings)
