@@ -109,6 +109,18 @@ def test_extreme_logits_give_finite_losses_and_gradients() -> None:
         assert torch.isfinite(student.grad).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_student_padded_beyond_the_shared_vocabulary_loses_only_what_it_puts_there(
+    kind: Kind,
+) -> None:
+    student, kept = logits(5), sparse(logits(6), 11, 2.0)
+    silent = torch.cat([student, torch.full((4, 5), -1e4)], -1)
+    plain = divergence(kind, student, kept, temperature=2.0)
+    torch.testing.assert_close(divergence(kind, silent, kept, temperature=2.0), plain)
+    loud = torch.cat([student, torch.full((4, 5), 5.0)], -1)
+    assert (divergence(kind, loud, kept, temperature=2.0) > plain).all()
+
+
 def test_another_temperature_and_a_beta_at_the_edge_are_refused() -> None:
     kept = sparse(logits(1), 4, 2.0)
     with pytest.raises(ValueError, match=r"kept at temperature 2.0, not 1.0"):
