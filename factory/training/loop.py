@@ -250,8 +250,8 @@ class _Loop:
         recent = mean if now.step == 0 else _MEMORY * now.recent_loss + (1 - _MEMORY) * mean
         if now.step and recent > _DIVERGED * max(math.log(self.vocabulary), now.best_loss):
             raise TrainingError(
-                f"the run has diverged: its loss is {recent:.2f} at step {now.step + 1}, and "
-                f"guessing at random would be {math.log(self.vocabulary):.2f}; lower learning_rate"
+                f"the run has diverged: its loss is {recent:.2f}, where guessing at random would "
+                f"give {math.log(self.vocabulary):.2f}, at step {now.step + 1}; lower learning_rate"
             )
         norm = self.update.step(rate)
         if not (math.isfinite(mean) and math.isfinite(norm)):

@@ -81,6 +81,13 @@ def load_data(folder: Path, tokenizer: Any, config: TrainConfig) -> Data:
             f"label '{missing[0]}' of the data set in '{folder}' never occurs in its train "
             "split; add examples of it or make the data set without it"
         )
+    for name, examples in split.items():
+        odd = [item for item in examples if known and item.label and item.label not in known]
+        if odd:
+            raise TrainingError(
+                f"example '{odd[0].id}' of the {name} split in '{folder}' has the label "
+                f"'{odd[0].label}', which the data set's card does not know; mend either"
+            )
     encoded = {
         name: encode_all(tokenizer, examples, config.max_length, config.drop_long)
         for name, examples in split.items()

@@ -23,9 +23,9 @@ from factory.config import Settings
 from factory.training import dataset
 from factory.training.config import TrainConfig, check
 from factory.training.errors import TrainingError
-from factory.training.loop import Peers
+from factory.training.loop import Peers, Summary
 from factory.training.run import RunFolder
-from factory.training.train import load_data, run_task
+from factory.training.train import Task, launch, load_data, run_task
 from pipelines import finetune
 from tests.training import tiny
 
@@ -167,6 +167,23 @@ def test_a_failing_run_says_one_sentence_and_stores_nothing(
     assert "lower learning_rate" in run.data.tags["failure"]
 
 
+def break_down(task: Task, peers: Peers) -> Summary:
+    """A worker that fails the same way at every start."""
+    raise ZeroDivisionError(f"start {len(RunFolder(Path(task.run)).starts())} went wrong")
+
+
+@pytest.mark.ray
+def test_a_run_that_fails_again_and_again_stops_with_a_diagnosis(
+    ray_cluster: object, settings: Settings, model: Path, data: Path
+) -> None:
+    task = finetune.plan(settings, job(model, data, max_failures=1), "broken").task(threads=1)
+    said: list[str] = []
+    with pytest.raises(TrainingError, match=r"failed 2 times in a row after step 0 .*went wrong"):
+        launch(task, cpus=1, work=break_down, say=said.append)
+    assert len(said) == 1
+    assert "starting again" in said[0]
+
+
 def _fails(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     assert finetune.main(list(flags)) == 1
     out = capsys.readouterr()
@@ -199,6 +216,17 @@ def test_a_label_that_never_occurs_is_an_error(tmp_path: Path, model: Path) -> N
     dataset.write(tmp_path, split, dataset.card(split))
     tokenizer = AutoTokenizer.from_pretrained(model)
     with pytest.raises(TrainingError, match=r"label 'ssl' .* never occurs in its train split"):
+        load_data(tmp_path, tokenizer, TrainConfig())
+
+
+def test_a_label_that_the_card_does_not_know_is_an_error(tmp_path: Path, model: Path) -> None:
+    rows = tiny.examples(12)
+    split = {"train": rows, "validation": rows}
+    card = dataset.card(split)
+    odd = rows[5].model_copy(update={"label": "smtp"})
+    dataset.write(tmp_path, {"train": [*rows, odd], "validation": rows}, card)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with pytest.raises(TrainingError, match=r"'os.5' of the train split .* the label 'smtp'"):
         load_data(tmp_path, tokenizer, TrainConfig())
 
 
