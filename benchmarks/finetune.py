@@ -37,11 +37,20 @@ VERSION = "1.16.0"
 MODEL = "smollm2-135m"
 BATCH = 8
 HELD_OUT = 48
-_LEARNING = {"learning_rate": 1e-3, "warmup_steps": 4, "seed": 7, "lora_r": 16, "lora_alpha": 32}
-_BETTER = ("trl_packed", "trl_padded")
-"""Settings of TRL that beat its defaults on a CPU; its best is whichever is faster in this run.
+_LEARNING = {
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "seed": 7,
+    "lora_r": 16,
+    "lora_alpha": 32,
+}
+_BETTER = ("trl_packed", "trl_packed_lean", "trl_lean")
+"""Settings of TRL that may beat its defaults on a CPU; its best is whichever does in this run.
 
-Packing with PyTorch's fused attention, TRL's way on a GPU, is slower than either here."""
+Packing with PyTorch's fused attention, TRL's way on a GPU, and padding without checkpointing were
+slower than its defaults on a CPU (docs/benchmarks.md).
+"""
 
 
 def say(text: str) -> None:
@@ -148,18 +157,22 @@ def score(path: Path) -> None:
 
 def settings_of(name: str, mean_tokens: float) -> dict[str, Any]:
     """Arguments of a contender; packing takes as many tokens a step as the others see."""
-    quick = {"gradient_checkpointing": False, "model_init_kwargs": {"attn_implementation": "eager"}}
-    match name:
-        case "trl":
-            return {"per_device_train_batch_size": BATCH}
-        case "trl_padded":
-            return {"per_device_train_batch_size": BATCH, **quick}
-        case "trl_packed":
-            size = {"per_device_train_batch_size": 1, "max_length": int(BATCH * mean_tokens)}
-            return {**size, "packing": True, **quick}
-        case "qlora":
-            return {"load_in_4bit": True}
-    return {}
+    size = {"per_device_train_batch_size": 1, "max_length": int(BATCH * mean_tokens)}
+    packed = {
+        **size,
+        "packing": True,
+        "gradient_checkpointing": False,
+        "model_init_kwargs": {"attn_implementation": "eager"},
+    }
+    lean = {"loss_type": "chunked_nll"}
+    known: dict[str, dict[str, Any]] = {
+        "trl": {"per_device_train_batch_size": BATCH},
+        "trl_packed": packed,
+        "trl_packed_lean": {**packed, **lean},
+        "trl_lean": {"per_device_train_batch_size": BATCH, **lean},
+        "qlora": {"load_in_4bit": True},
+    }
+    return known.get(name, {})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -44,7 +44,7 @@ def main(path: Path) -> None:
             output_dir=str(path.parent / "trl"),
             max_steps=job["steps"],
             learning_rate=job["learning_rate"],
-            lr_scheduler_type="linear",
+            lr_scheduler_type=job["lr_scheduler_type"],
             warmup_steps=job["warmup_steps"],
             weight_decay=0.0,
             seed=job["seed"],
