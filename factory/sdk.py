@@ -14,7 +14,7 @@ Thin over the rooms of the library; every error is one of theirs and says what t
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from factory.cluster.jobs import Job, Jobs
     from factory.cluster.local import Cluster
+    from factory.cluster.queue import QueuedJob
     from factory.cluster.serving import Serving, Status
     from factory.evaluation.compare import Comparison
     from factory.evaluation.harness import Judged
@@ -127,9 +128,11 @@ class Factory:
 
     def start(self, *, cpus: int | None = None) -> Cluster:
         """Start the cluster alone, for jobs; `deploy` serves on it. Raises `ClusterError`."""
-        from factory.cluster import local
+        from factory.cluster import local, submission
 
-        return local.start(self.settings, config=self._file, cpus=cpus, progress=self._progress)
+        cluster = local.start(self.settings, config=self._file, cpus=cpus, progress=self._progress)
+        submission.resume(self.settings, self._file)
+        return cluster
 
     def deploy(self) -> Serving:
         """Serve on the running cluster, or roll over to the champion of now.
@@ -168,6 +171,38 @@ class Factory:
         """
         module = pipeline if "." in pipeline else f"pipelines.{pipeline}"
         return self.jobs.submit(module, options(args), working_dir=Path(working_dir))
+
+    def enqueue(
+        self,
+        pipeline: str,
+        *,
+        asks: Mapping[str, Any] | None = None,
+        working_dir: Path | str = ".",
+        **args: Any,
+    ) -> QueuedJob:
+        """Queue `pipelines.PIPELINE`; `asks` are fields of `JobSpec`, keywords its options.
+
+        `factory.enqueue("finetune", asks={"team": "research", "cpus": 2}, max_steps=5)` starts
+        when quota, budget, window and room allow it. Raises `ClusterError`.
+        """
+        from factory.cluster import submission
+        from factory.cluster.spec import made
+
+        module = pipeline if "." in pipeline else f"pipelines.{pipeline}"
+        team = {"team": submission.default_team(self.settings)}
+        spec = made(**team | dict(asks or {}) | {"module": module, "args": tuple(options(args))})
+        return submission.submit(
+            self.settings, self.ledger, spec, working_dir=Path(working_dir), config=self._file
+        )
+
+    def follow(self, job: str, *, output: Callable[[str], object] | None = None) -> QueuedJob:
+        """Follow a queued job until it has succeeded. Raises `JobError` when it did not."""
+        from factory.cluster import submission
+
+        done = submission.follow(
+            self.settings, self.ledger, job, output=output, say=self._progress, config=self._file
+        )
+        return submission.succeeded(done)
 
     def wait(self, job: str, *, output: Callable[[str], object] | None = None) -> Job:
         """Wait until a job has succeeded. Raises `JobError` when it did not."""

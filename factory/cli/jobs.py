@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -64,9 +64,10 @@ def submit(
     Example: factory jobs submit --team research --hours 2 finetune --config finetune.yaml
     """
     from factory.cluster import submission
+    from factory.cluster.spec import made
 
     this = state(context)
-    spec = _spec(
+    spec = made(
         module=module if "." in module else f"pipelines.{module}",
         args=tuple(args or ()),
         team=team or submission.default_team(this.settings),
@@ -274,20 +275,6 @@ def waits(
         ],
         "No job was submitted in that time.",
     )
-
-
-def _spec(**values: Any) -> JobSpec:
-    from pydantic import ValidationError
-
-    from factory.cluster.errors import JobError
-    from factory.cluster.spec import JobSpec
-
-    try:
-        return JobSpec(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise JobError(f"the job's {where}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _dry_run(this: State, spec: JobSpec, format_: str, json: bool) -> None:

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import argparse
 import signal
+import time
 from datetime import UTC, datetime
 
+from factory.cluster import snapshot
 from factory.cluster.controller import run
+from factory.cluster.queue import ACTIVE, Queue
 from factory.config import load
 from factory.ledger.store import open_ledger
 
 IDLE_S = 30.0
+KEEP_S = 86_400.0
+"""How long code is kept that no job needs."""
 
 
 def main() -> None:
@@ -38,6 +43,8 @@ def main() -> None:
             stopped=lambda: bool(asked),
             say=say,
         )
+        needed = {job.spec.code for job in Queue(ledger).list((*ACTIVE, "dead", "cancelled"))}
+        snapshot.prune(settings.home, needed, time.time() - KEEP_S)
     finally:
         ledger.close()
 

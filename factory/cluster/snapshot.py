@@ -9,6 +9,7 @@ Ignore files are honoured as by `ray job submit`.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 import zipfile
@@ -42,7 +43,9 @@ def take(home: Path, working_dir: Path) -> str:
                     f"{MAX_BYTES // 2**20} MiB, so name what it does not need in .rayignore"
                 )
             code = content.hexdigest()[:16]
-            if not (root / code).is_dir():
+            if (root / code).is_dir():
+                os.utime(root / code)
+            else:
                 archive.extractall(Path(draft) / "tree")
                 (Path(draft) / "tree").mkdir(exist_ok=True)
                 try:
@@ -70,15 +73,20 @@ def _pack(source: Path, package: Path) -> None:
         raise ClusterError(f"cannot read the working folder '{source}': {error}") from error
 
 
-def prune(home: Path, needed: set[str]) -> list[str]:
-    """Remove what no job needs any more; returns what was removed."""
+def prune(home: Path, needed: set[str], before: float) -> list[str]:
+    """Remove what no job needs and nobody took since `before`; returns what was removed.
+
+    `before` (seconds since the epoch) spares what is being submitted right now.
+    """
     root = home / "queue" / "code"
     if not root.is_dir():
         return []
     gone = [
         entry
         for entry in root.iterdir()
-        if entry.name not in needed and not entry.name.startswith(".")
+        if entry.name not in needed
+        and not entry.name.startswith(".")
+        and entry.stat().st_mtime < before
     ]
     for entry in gone:
         shutil.rmtree(entry, ignore_errors=True)

@@ -14,9 +14,9 @@ import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AwareDatetime, Field, field_validator
+from pydantic import AwareDatetime, Field, ValidationError, field_validator
 
 from factory.cluster import eligibility
 from factory.cluster.admission import Amounts, Ask, Capacity, too_large
@@ -78,6 +78,17 @@ class JobSpec(Section):
     def need(self) -> Amounts:
         """What one worker takes."""
         return {"cpus": self.cpus, "gpus": self.gpus} if self.gpus else {"cpus": self.cpus}
+
+
+def made(**values: Any) -> JobSpec:
+    """A spec from outside input. Raises `JobError` with one sentence."""
+    try:
+        return JobSpec(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        said = first["msg"].removeprefix("Value error, ")
+        raise JobError(f"the job's {where}: {said}") from error
 
 
 def new_id(module: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -360,7 +361,8 @@ def test_the_working_folder_is_kept_as_it_was(tmp_path: Path) -> None:
     kept = snapshot.folder(tmp_path / "home", code)
     assert (kept / "a.py").read_text() == "one"
     assert not (kept / "big.bin").exists()
-    assert snapshot.prune(tmp_path / "home", {code}) == [other]
+    assert snapshot.prune(tmp_path / "home", {code}, before=0) == []
+    assert snapshot.prune(tmp_path / "home", {code}, before=time.time() + 9) == [other]
     with pytest.raises(ClusterError, match="is gone"):
         snapshot.folder(tmp_path / "home", other)
     with pytest.raises(ClusterError, match="does not exist"):
