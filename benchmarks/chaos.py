@@ -58,7 +58,7 @@ models:
 endpoints:
   helpdesk: {{team: support, class: production, tiers: [0, 1]}}
   notes: {{team: support, class: production, tiers: [0, 1, 3]}}
-routing: {{confidence_threshold: 0.5}}
+routing: {{confidence_threshold: 0.9}}
 gateway: {{port: 0, replicas: 2}}
 """
 
@@ -67,7 +67,7 @@ CALM_S, HELD_S = 4.0, 8.0
 
 TEAM_NUSD = 100 * 10**9
 KEY_USD = 0.001
-"""Daily budget of one client's key: it runs out under way, and must not be overspent by a charge."""
+"""Daily budget of one client's key: it runs out under way, and must not be overspent."""
 CLIENTS = 5
 DISK_BYTES = 900 * 2**20
 SLOW_S = 3.0
