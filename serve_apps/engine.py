@@ -407,9 +407,6 @@ def engine_app(spec: EngineSpec, *, name: str, cores: int) -> serve.Application:
             user_config={"adapters": dict(spec.adapters)},
             graceful_shutdown_timeout_s=10,
             version=deployment_version(asdict(bare), cores),
-            # Production keeps its floor through a roll-over: the new replica is up before the old
-            # one goes. On GPUs it would wait for ever for a GPU that the old one holds.
-            max_surge_percent=100 if spec.target.min_replicas and not spec.num_gpus else 0,
             _internal=True,
             **together,
             **replicas(spec),

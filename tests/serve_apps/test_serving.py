@@ -256,12 +256,3 @@ def test_a_new_floor_does_not_restart_an_engine() -> None:
 
     assert version(spec) == version(asleep)
     assert version(asleep) != version(replace(asleep, standby=True))
-
-
-def test_production_on_a_cpu_rolls_over_without_a_gap_and_a_gpu_is_not_waited_for() -> None:
-    def surge(**spec: int) -> int:
-        app = engine_app(EngineSpec(model_id="a", path="/a", **spec), name="a", cores=2)
-        return int(app._bound_deployment._deployment_config.max_surge_percent)
-
-    assert surge() == 100
-    assert surge(num_gpus=1) == 0
