@@ -219,6 +219,8 @@ def _people_and_time(a: Reading, b: Reading) -> Iterator[str]:
     for x, y in ((a, b), (b, a)):
         if x.forms & _OTHERS and not y.forms & _OTHERS and y.forms & _FIRST - x.forms:
             yield "about different people"
+        if "my" in x.forms - y.forms and "your" in y.forms - x.forms:
+            yield "'my' in one, 'your' in the other"
         if x.addressed and not y.addressed and "i" in y.forms and "i" not in x.forms:
             yield "the asker does it in one, and has it done to them in the other"
         if x.forms & _FUTURE and not y.forms & _FUTURE and y.forms & _PAST and not x.forms & _PAST:
