@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from factory.config import EndpointClass
 from factory.scaling import Decision, ReplicaSignals, State, Tally, Target, decide, gather
+from factory.scaling.arbitration import Claim, arbitrate
 
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingConfig, AutoscalingContext
@@ -26,12 +29,35 @@ REPORT_S = 1.0
 so it is also the most that the first request of a sleeping endpoint loses."""
 LOOK_BACK_S = 5.0
 """Seconds over which Serve averages what handles report."""
+CLAIM_S = 30.0
+"""Seconds after which the claim of a deployment that is not asked any more is void."""
 
 
-def autoscaling(target: Target, *, initial: int | None = None) -> AutoscalingConfig:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A deployment's part in a budget of GPUs or cores that several share."""
+
+    budget: float
+    """GPUs or cores for all of them together."""
+    unit: float
+    """GPUs or cores of one replica."""
+    class_: EndpointClass
+    """The foremost class among the endpoints that it answers."""
+    priority: int = 1
+    """Its weight among deployments of that class."""
+
+
+_CLAIMS: dict[str, tuple[float, Claim]] = {}
+"""What every deployment last wanted, and when. All policies run in the one Serve controller."""
+
+
+def autoscaling(
+    target: Target, *, initial: int | None = None, share: Share | None = None
+) -> AutoscalingConfig:
     """The configuration of a deployment that `decide` scales within `target`.
 
-    `initial` replicas are there after a deployment; the default is the floor.
+    `initial` replicas are there after a deployment; the default is the floor. With a `share` it
+    gets no more than `arbitrate` grants it beside the others.
     """
     from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
@@ -48,21 +74,18 @@ def autoscaling(target: Target, *, initial: int | None = None) -> AutoscalingCon
         downscaling_factor=1.0,
         policy=AutoscalingPolicy(
             policy_function="serve_apps.autoscaling:ServePolicy",
-            policy_kwargs={"target": _plain(target)},
+            policy_kwargs={"target": asdict(target), "share": share and asdict(share)},
         ),
     )
-
-
-def _plain(target: Target) -> dict[str, Any]:
-    return {name: getattr(target, name) for name in Target.__slots__}
 
 
 class ServePolicy:
     """Called by Serve's controller with what it knows about one deployment."""
 
-    def __init__(self, target: Mapping[str, Any]) -> None:
-        """`target` holds the fields of a `Target`; policies travel as plain values."""
+    def __init__(self, target: Mapping[str, Any], share: Mapping[str, Any] | None = None) -> None:
+        """The fields of a `Target` and of a `Share`; policies travel as plain values."""
         self.target = Target(**target)
+        self.share = Share(**share) if share else None
         self._gauge: Any = None
 
     def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
@@ -79,10 +102,28 @@ class ServePolicy:
             starting=max(0, ctx.target_num_replicas - ctx.current_num_replicas),
             queued=float(ctx.total_queued_requests or 0.0),
         )
-        decision = decide(signals, state, self.target)
+        decision = self._granted(ctx, decide(signals, state, self.target))
         if decision.replicas != ctx.target_num_replicas:
             self._tell(ctx, decision)
         return decision.replicas, {"state": decision.state, "tally": tally}
+
+    def _granted(self, ctx: AutoscalingContext, decision: Decision) -> Decision:
+        """What the shared budget leaves of the decision."""
+        if self.share is None:
+            return decision
+        now, name = float(ctx.current_time), f"{ctx.app_name}/{ctx.deployment_name}"
+        claim = Claim(
+            name=name,
+            wanted=decision.replicas,
+            floor=self.target.min_replicas,
+            unit=self.share.unit,
+            class_=self.share.class_,
+            priority=self.share.priority,
+        )
+        _CLAIMS[name] = (now, claim)
+        living = [one for when, one in _CLAIMS.values() if now - when < CLAIM_S]
+        grant = arbitrate(living, budget=self.share.budget)[name]
+        return replace(decision, replicas=grant.replicas, reasons=decision.reasons + grant.reasons)
 
     def _tell(self, ctx: AutoscalingContext, decision: Decision) -> None:
         LOGGER.info(

@@ -132,7 +132,7 @@ def decide(signals: Signals, state: State, target: Target) -> Decision:
     due = state.at is None or signals.now - state.at >= BIN_S - 1e-6
     if due:
         state = _learn(signals, state, target)
-    elif state.replicas is not None and not _asleep_and_asked(signals, held):
+    elif state.replicas is not None and not (state.replicas == 0 and (held or signals.queued)):
         bounded = min(max(state.replicas, target.min_replicas), target.max_replicas)
         return Decision(replicas=bounded, reasons=(), state=state)
 

@@ -78,6 +78,19 @@ def test_production_keeps_its_floor_and_batch_sleeps_and_wakes() -> None:
     assert batch.run(60, rate=0) == 0
 
 
+def test_what_serve_has_woken_by_itself_is_not_put_to_sleep_again() -> None:
+    target = Target(max_replicas=3, idle_after_s=60)
+    asleep = decide(Signals(now=0, ready=0), State(), target)
+    assert asleep.replicas == 0
+
+    woken = Signals(now=0.3, ready=0, starting=1, queued=1, arrived_total=1)
+    starting = decide(woken, asleep.state, target)
+    answered = Signals(now=2.0, ready=1, arrived_total=1)
+    waiting_for_more = decide(answered, starting.state, target)
+
+    assert starting.replicas == waiting_for_more.replicas == 1
+
+
 def test_it_learns_what_a_replica_sustains_and_follows_the_load_both_ways() -> None:
     fluid = Fluid(Target(min_replicas=1, max_replicas=100, startup_s=60))
     cost = STEP * 100 / BATCH + PROMPT * 500 + TOKEN * 100

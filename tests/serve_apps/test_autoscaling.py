@@ -12,7 +12,7 @@ import pytest
 from ray import serve
 
 from factory.scaling import ReplicaSignals, Target
-from serve_apps.autoscaling import ServePolicy, autoscaling, latest_reports
+from serve_apps.autoscaling import ServePolicy, Share, autoscaling, latest_reports
 
 TARGET = Target(max_replicas=3, idle_after_s=4, ttft_s=0.5, startup_s=2)
 
@@ -22,7 +22,7 @@ class Answerer:
 
     def __init__(self) -> None:
         self.places = asyncio.Semaphore(2)
-        self.taken = self.running = 0
+        self.taken = self.running = self.done = 0
         self.busy_s = 0.0
 
     async def __call__(self) -> int:
@@ -31,13 +31,14 @@ class Answerer:
             self.running += 1
             await asyncio.sleep(0.25)
             self.running -= 1
+            self.done += 1
             self.busy_s += 0.125
         return self.taken
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         return ReplicaSignals(
             running=self.running,
-            waiting=self.taken - self.running,
+            waiting=self.taken - self.running - self.done,
             max_batch=2,
             requests_total=self.taken,
             prompt_tokens_total=self.taken,
@@ -100,6 +101,7 @@ def context(**changes: Any) -> SimpleNamespace:
         "target_num_replicas": 1,
         "total_queued_requests": 0,
         "deployment_name": "engine",
+        "app_name": "factory",
     }
     return SimpleNamespace(**known | changes)
 
@@ -124,3 +126,17 @@ def test_state_travels_through_serve_and_an_unchanged_number_is_not_told(
     assert (wanted, again) == (1, 1)
     assert later["state"] == memory["state"]
     assert not caplog.records
+
+
+def test_a_noisy_internal_deployment_gives_way_to_production() -> None:
+    def policy(class_: str) -> ServePolicy:
+        share = Share(budget=4, unit=1, class_=class_)  # type: ignore[arg-type]
+        config = autoscaling(Target(min_replicas=4, max_replicas=8), share=share)
+        return ServePolicy(**config.policy.policy_kwargs)
+
+    internal, production = policy("internal"), policy("production")
+
+    assert internal(context(app_name="noisy"))[0] == 4
+    assert production(context(app_name="shop"))[0] == 4
+    assert internal(context(app_name="noisy", current_time=101.0))[0] == 0
+    assert internal(context(app_name="noisy", current_time=200.0))[0] == 4
