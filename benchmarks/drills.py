@@ -3,8 +3,8 @@
     python -m benchmarks.drills
 
 A real line (vLLM, PostgreSQL, one or two gateways on Ray Serve) with a provider on this machine
-that speaks OpenAI's protocol and fails on command. Each drill asks steadily, breaks one part, mends it, and
-counts what came back. The last line is one JSON object.
+that speaks OpenAI's protocol and fails on command. Each drill asks steadily, breaks one part,
+mends it, and counts what came back. The last line is one JSON object.
 """
 
 from __future__ import annotations

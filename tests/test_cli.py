@@ -175,6 +175,9 @@ def test_costs_report_and_explain(run: Callable[..., str]) -> None:
     assert "0.001500000" in said
     assert "The same all at premium" in said
     assert json.loads(run("costs", "report", "--since", "2026-11-24", "--json"))["requests"] == 0
+    tagged = json.loads(run("costs", "report", "--by", "metadata.project", "--json"))
+    assert [line["value"] for line in tagged["lines"]] == [None]
+    assert "metadata.KEY" in run("costs", "report", "--by", "project", code=2)
     assert "the prompt is short" in run("costs", "explain", "r1")
     assert json.loads(run("costs", "explain", "r1", "--json"))["charges"][0]["seq"] == 0
     with Factory() as factory:

@@ -43,12 +43,15 @@ def report(
             help="allocation: list prices, for chargeback; usage: what nodes really cost."
         ),
     ] = Basis.allocation,
+    by: Annotated[
+        str, typer.Option(help="metadata.KEY: by what clients send as metadata of their requests.")
+    ] = "",
     json: Json = False,
 ) -> None:
     """Spend by tier, endpoint and team, the same traffic priced at the top tier, and the cost of
     a successful outcome with people's time; or, on the usage basis, where the node-hours went.
 
-    Example: factory costs report --since 2026-11-01 --basis usage
+    Example: factory costs report --since 2026-11-01 --by metadata.project
     """
     from factory.config import NANO
     from factory.ledger.costs import costs
@@ -56,6 +59,12 @@ def report(
     if math.isnan(human_usd_per_hour):
         raise typer.BadParameter("--human-usd-per-hour must be a number")
     this = state(context)
+    if by:
+        kind, _, key = by.partition(".")
+        if kind != "metadata" or not key or basis is Basis.usage:
+            raise typer.BadParameter("--by takes metadata.KEY, on the allocation basis")
+        _report_tags(this, key, _utc(since), _utc(until), json)
+        return
     if basis is Basis.usage:
         _report_usage(this, _utc(since), _utc(until), json)
         return
@@ -66,6 +75,33 @@ def report(
         emit(found.as_dict())
     else:
         _show(found, this.settings.top_model)
+
+
+def _report_tags(
+    this: State, key: str, since: datetime | None, until: datetime | None, json: bool
+) -> None:
+    from factory.ledger.tagged import by_tag
+
+    with this.ledger() as ledger:
+        lines = by_tag(ledger, key, since, until)
+    if json:
+        emit({"by": f"metadata.{key}", "lines": [line.as_dict() for line in lines]})
+        return
+    table(
+        (key, "requests", "answered", "tokens in", "tokens out", "USD"),
+        [
+            (
+                "(none)" if line.value is None else line.value,
+                str(line.requests),
+                str(line.answered),
+                str(line.prompt_tokens),
+                str(line.completion_tokens),
+                _usd(line.cost_nusd),
+            )
+            for line in lines
+        ],
+        "No request was made in this time.",
+    )
 
 
 def _report_usage(this: State, since: datetime | None, until: datetime | None, json: bool) -> None:

@@ -7,7 +7,7 @@ await settle(journey, recorder, status="ok", http_status=200, ...)    # durable 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -76,6 +76,8 @@ class Journey:
     charges: list[ChargeRecord] = field(default_factory=list)
     pays: bool = False
     """A flight that this request began is paid and settled by the flight, not by its caller."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """The client's `metadata`."""
     told: dict[str, str] = field(default_factory=dict)
     """More headers for the client, such as what is left of its rates."""
     after: list[Callable[[int], None]] = field(default_factory=list)
@@ -225,6 +227,7 @@ class Journey:
             overhead_ms=self.overhead_ms,
             reasons=tuple(self.reasons),
             error=error,
+            tags=self.tags,
         )
 
     def headers(self, *, final: bool = True) -> dict[str, str]:

@@ -243,6 +243,7 @@ class Gateway:
             self.settings, self.serving, self.pinned, journey.key, request.model, task
         )
         journey.endpoint = name
+        journey.tags = request.metadata or {}
         among = scopes(self.settings, journey.key, name)
         self._admit(journey, requests=1)
         return Call(

@@ -49,7 +49,7 @@ REQUEST_FIELDS = (
     *("request_id", "created_at", "team", "endpoint", "key_id", "status", "http_status", "tier"),
     *("model", "model_version", "cache", "degraded", "confidence", "prompt_tokens"),
     *("completion_tokens", "cost_nusd", "top_tier_nusd", "latency_ms", "overhead_ms", "reasons"),
-    "error",
+    *("error", "tags"),
 )
 CHARGE_FIELDS = (
     *("charge_id", "request_id", "seq", "created_at", "team", "endpoint", "tier", "model", "kind"),
@@ -240,5 +240,9 @@ def chained(previous: str, seq: int, event: Event | Row[Any]) -> str:
 
 
 def digest(request: tuple[Any, ...], charges: Sequence[tuple[Any, ...]]) -> str:
-    """SHA-256 of a request's `REQUEST_FIELDS` and its charges' `CHARGE_FIELDS`, by `seq`."""
-    return fingerprint([request, charges])
+    """SHA-256 of a request's `REQUEST_FIELDS` and its charges' `CHARGE_FIELDS`, by `seq`.
+
+    Empty tags are left out, so that a request without any has the digest that it had before there
+    were tags.
+    """
+    return fingerprint([request if request[-1] else request[:-1], charges])

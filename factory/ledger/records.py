@@ -82,6 +82,8 @@ class RequestRecord:
     reasons: Sequence[str] = ()
     """Why it was routed so, in order; stored as a tuple."""
     error: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """What its client calls it by (`metadata`), to report costs by."""
 
     def __post_init__(self) -> None:
         normalise(self)
@@ -176,6 +178,8 @@ def _stored(name: str, value: Any) -> Any:
             )
     elif name == "metrics":
         return _plain(value)
+    elif name == "tags":
+        return {_text(key, NAME_LENGTH): _text(tag, PROSE_LENGTH) for key, tag in value.items()}
     elif name == "reasons":
         return tuple(_text(reason, PROSE_LENGTH) for reason in value)
     elif name.endswith("_nusd") or name in _WHOLE:

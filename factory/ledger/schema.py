@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-HEAD = "0004"
+HEAD = "0005"
 """The migration that this code is written for."""
 
 VERSION_TABLE = "factory_ledger_version"
@@ -114,6 +114,7 @@ class RequestRow(Base):
     overhead_ms: Mapped[float]
     reasons: Mapped[list[str]]
     error: Mapped[str | None]
+    tags: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
 
 
 class ChargeRow(Base):

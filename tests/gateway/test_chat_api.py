@@ -131,3 +131,14 @@ async def test_a_named_choice_among_the_tools(world):
     reply = await chat(world, tools=[TOOL], tool_choice=named)
     assert reply.choices[0].message.tool_calls[0].function.name == "look_up"
     assert world.small.bodies[0]["tool_choice"] == named
+
+
+async def test_metadata_is_kept_with_the_request(world):
+    named = await world.ask(metadata={"project": "onboarding"})
+    again = await world.ask(metadata={"project": "billing"})
+    assert again.headers["x-factory-cache"] == "hit"
+    assert [world.recorded(one)[0].tags for one in (named, again)] == [
+        {"project": "onboarding"},
+        {"project": "billing"},
+    ]
+    assert (await world.ask(metadata={"project": "x" * 600})).status_code == 400
