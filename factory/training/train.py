@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 
 from factory.training import checkpoint, dataset
 from factory.training.chat import encode_all
@@ -34,7 +34,7 @@ from factory.training.run import RunFolder
 _PROMPT = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
 }
 """Ray Train's own intervals, shortened: a notice may leave only seconds."""
 
@@ -219,12 +219,18 @@ def launch(
     """
     config = check_as(kind, task.config, "the job")
     history: list[Ended] = []
+    silent = ""
     while True:
-        workers = choose_workers(config, cpus, [node["CPU"] for node in _free()])
-        ended = _start(task, workers, cpus, gpu, work)
+        free = _free()
+        leaving = to_leave(_draining(), silent, free, cpus)
+        room = [free[node] for node in free.keys() - set(leaving)]
+        workers = choose_workers(config, cpus, room)
+        ended = _start(task, workers, cpus, gpu, work, leaving)
         if isinstance(ended, Summary):
             return ended
         history.append(ended)
+        starts = RunFolder(Path(task.run)).starts()
+        silent = starts[-1]["place"] if starts and ended.kind == "lost" else ""
         decision = decide(history, config.max_failures, config.max_preemption_failures)
         if not decision.go_on:
             raise TrainingError(decision.reason)
@@ -240,14 +246,17 @@ def choose_workers(config: TrainConfig, cpus: int, free: Sequence[float]) -> int
     return min(config.most_workers, max(config.least_workers, room))
 
 
-def _free() -> list[dict[str, float]]:
-    """What is free on each living node."""
+def _free() -> dict[str, float]:
+    """CPUs that are free on each living node."""
     from ray._private.state import available_resources_per_node
 
-    return [{"CPU": float(node.get("CPU", 0))} for node in available_resources_per_node().values()]
+    found = available_resources_per_node()
+    return {node: float(free.get("CPU", 0)) for node, free in found.items()}
 
 
-def _start(task: Task, workers: int, cpus: int, gpu: bool, work: Work) -> Summary | Ended:
+def _start(
+    task: Task, workers: int, cpus: int, gpu: bool, work: Work, leaving: Sequence[str]
+) -> Summary | Ended:
     """One start of the run on a fresh group of workers."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -265,7 +274,7 @@ def _start(task: Task, workers: int, cpus: int, gpu: bool, work: Work) -> Summar
             num_workers=workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})},
-            label_selector=label_selector(os.environ),
+            label_selector={**(label_selector(os.environ) or {}), **staying(leaving)} or None,
         ),
         run_config=RunConfig(name="train", storage_path=str(storage)),
     )
@@ -277,10 +286,35 @@ def _start(task: Task, workers: int, cpus: int, gpu: bool, work: Work) -> Summar
         if isinstance(cause, TrainingError | DatasetError):
             raise cause from error
         step = checkpoint.newest_step(run.checkpoints)
-        return Ended("lost" if _gone(nodes) else "failed", step, _last(cause))
+        lost = isinstance(cause, ActorUnavailableError) or _gone(nodes)
+        return Ended("lost" if lost else "failed", step, _last(cause))
     if "left" in value:
         return Ended("left", value["step"], value["left"])
     return Summary(**value["summary"])
+
+
+def staying(leaving: Sequence[str]) -> dict[str, str]:
+    """Ray's label selector that keeps workers off these nodes; empty where there are none."""
+    return {"ray.io/node-id": f"!in({','.join(sorted(leaving))})"} if leaving else {}
+
+
+def to_leave(
+    draining: Sequence[str], suspect: str, free: Mapping[str, float], cpus: int
+) -> list[str]:
+    """Nodes the next start keeps off: those told to go, and the one whose worker fell silent.
+
+    `free` are the CPUs of each living node. The silent one may only have lost a worker, so it is
+    kept off only where another node has room.
+    """
+    others = {node for node, room in free.items() if room >= cpus} - {*draining, suspect}
+    return sorted({*draining, *([suspect] if suspect and others else [])})
+
+
+def _draining() -> list[str]:
+    """Nodes that are up and have been told to go."""
+    from ray._private.state import state
+
+    return [node for node in state.get_draining_nodes() or {} if node in _alive()]
 
 
 def _alive() -> set[str]:
@@ -317,4 +351,4 @@ def _cause(error: Exception) -> BaseException:
 def _last(error: BaseException) -> str:
     """The last line of an error that is not ours."""
     lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1][:300] if lines else type(error).__name__

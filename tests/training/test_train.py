@@ -1,0 +1,41 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from factory.training.config import check
+from factory.training.train import choose_workers, staying, to_leave
+
+NODES = st.sampled_from("abcd")
+
+
+def test_a_node_that_is_told_to_go_is_kept_off() -> None:
+    assert to_leave(["a"], "", {"a": 4, "b": 4}, cpus=1) == ["a"]
+    assert staying(["b", "a"]) == {"ray.io/node-id": "!in(a,b)"}
+    assert staying([]) == {}
+
+
+def test_a_silent_node_is_kept_off_only_where_another_has_room() -> None:
+    assert to_leave([], "a", {"a": 4, "b": 4}, cpus=1) == ["a"]
+    assert to_leave([], "a", {"a": 4, "b": 0}, cpus=1) == []
+    assert to_leave(["b"], "a", {"a": 4, "b": 4}, cpus=1) == ["b"]
+
+
+@given(
+    draining=st.lists(NODES, unique=True),
+    suspect=NODES | st.just(""),
+    free=st.dictionaries(NODES, st.floats(0, 8)),
+)
+def test_a_start_never_keeps_off_every_node_on_a_suspicion(
+    draining: list[str], suspect: str, free: dict[str, float]
+) -> None:
+    left = to_leave(draining, suspect, free, cpus=1)
+    assert set(draining) <= set(left)
+    if suspect in set(left) - set(draining):
+        assert any(room >= 1 for node, room in free.items() if node not in left)
+
+
+def test_as_many_workers_as_there_is_room_for() -> None:
+    elastic = check({"num_workers": [2, 4]}, "test")
+    assert choose_workers(elastic, 2, [4.0, 3.0]) == 3
+    assert choose_workers(elastic, 1, [16.0]) == 4
+    assert choose_workers(elastic, 1, [0.0]) == 2
+    assert choose_workers(check({"num_workers": 3}, "test"), 1, [1.0]) == 3
