@@ -115,7 +115,9 @@ class ThreadedClient(AsyncMPClient):
 
     def _run(self) -> None:
         # OpenMP's number of threads belongs to a thread, and PyTorch sets it at some first
-        # operation: vLLM's attention fails when it changes between planning and doing.
+        # operation: vLLM's attention fails when it changes between planning and doing. Asking for
+        # the number is such an operation, so that it is fixed from here on.
+        torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
             self.core.run_busy_loop()
