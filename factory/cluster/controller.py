@@ -346,7 +346,10 @@ class Controller:
         pool = self._settings.pools.get(job.pool or "")
         if pool is None:
             return job
-        job = self._queue.charge(this.lease, job, until, eligibility.nusd_per_hour(pool, job.spec))
+        rate = eligibility.nusd_per_hour(pool, job.spec)
+        team = self._settings.teams.get(job.team)
+        budget = None if team is None else team.budget
+        job = self._queue.charge(this.lease, job, until, rate, budget)
         this.jobs[job.id] = job
         return job
 

@@ -23,7 +23,9 @@ from factory.cluster import lease
 from factory.cluster.errors import ClusterError
 from factory.cluster.lease import Lease
 from factory.cluster.spec import JobSpec, new_id
-from factory.ledger import spend
+from factory.config import Budget
+from factory.ledger import alerts, budgets, spend
+from factory.ledger.audit import seal
 from factory.ledger.schema import JOB_CHARGES, JOBS
 from factory.ledger.store import Ledger
 
@@ -217,31 +219,40 @@ class Queue:
                     job = replace(job, asked="cancel")
                 _save(connection, job)
 
-    def charge(self, holder: Lease, job: QueuedJob, until: datetime, rate_nusd: int) -> QueuedJob:
+    def charge(
+        self,
+        holder: Lease,
+        job: QueuedJob,
+        until: datetime,
+        rate_nusd: int,
+        budget: Budget | None = None,
+    ) -> QueuedJob:
         """Charge a running job up to a moment, at `rate_nusd` an hour; returns it as it is now.
 
-        A clock that went back charges nothing, and no second is charged twice.
+        A clock that went back charges nothing, and no second is charged twice. Fractions of the
+        team's `budget` that this passes are raised as alerts.
         """
         since, start = job.charged_until, job.started_at
         if since is None or start is None or job.pool is None or until <= since:
             return job
         cost = _upto(start, until, rate_nusd) - _upto(start, since, rate_nusd)
+        scope = f"team:{job.team}"
+        limits = {} if budget is None else budget.limits_nusd
         with self._ledger.write() as connection:
             lease.require(connection, holder)
             kept = _get(connection, job.job_id)
             if kept.charged_until != since:
                 return kept
-            seq = connection.scalar(
-                select(func.count()).select_from(JOB_CHARGES).where(JOB_CHARGES.c.job_id == job.id)
-            )
-            moment = since  # it counts in the window in which it began
-            places = spend.places([f"team:{job.team}"], moment)
-            rows = spend.load(connection, places)
+            count = select(func.count()).select_from(JOB_CHARGES)
+            seq = connection.scalar(count.where(JOB_CHARGES.c.job_id == job.id))
+            # It counts in the windows in which it began.
+            bounded = {spend.place(scope, window, since): limits[window] for window in limits}
+            rows = spend.opened(connection, spend.places([scope], since), list(bounded))
             connection.execute(
                 JOB_CHARGES.insert().values(
                     job_id=job.id,
                     seq=seq,
-                    created_at=moment,
+                    created_at=since,
                     team=job.team,
                     pool=job.pool,
                     attempt=job.attempt,
@@ -251,6 +262,17 @@ class Queue:
                 )
             )
             spend.add(connection, {place: spend.Amounts(cost, 0) for place in rows})
+            if budget is not None:
+                due = [
+                    alerts.of(standing, fraction, until)
+                    for place, limit in bounded.items()
+                    for standing in [
+                        budgets.standing(place, rows[place].plus(cost, 0), limit, budget.at_limit)
+                    ]
+                    for fraction in alerts.passed(standing, budget.alert_at)
+                ]
+                fresh = alerts.keep_new(connection, due)
+                seal(connection, [alerts.event(alert) for alert in fresh])
             charged = replace(job, charged_until=until, cost_nusd=kept.cost_nusd + cost)
             values = {"charged_until": until, "cost_nusd": charged.cost_nusd}
             connection.execute(JOBS.update().where(JOBS.c.job_id == job.id).values(values))

@@ -20,7 +20,7 @@ from factory.cluster.runner import Seen, Sighting
 from factory.cluster.spec import JobSpec, check
 from factory.cluster.waiting import waits
 from factory.config import ConfigError, Settings, parse
-from factory.ledger import budgets, spend
+from factory.ledger import alerts, budgets, spend
 from factory.ledger.store import Ledger, open_ledger
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -277,6 +277,7 @@ def test_cost_is_charged_while_it_runs_and_counts_in_the_teams_budget(
     bench.tick(1)
     assert "resets at 2026-11-25" in bench.queue.get(first).reason
     assert spend.reconcile(ledger) == []
+    assert [alert.fraction for alert in alerts.raised(ledger)] == [0.5, 0.8]
     bench.now = NOW + timedelta(days=1)
     assert first in bench.tick().started
 
