@@ -33,13 +33,17 @@ if TYPE_CHECKING:
 
     from factory.cluster.jobs import Job, Jobs
     from factory.cluster.local import Cluster
+    from factory.cluster.placement import Placement, Work
     from factory.cluster.queue import QueuedJob
     from factory.cluster.serving import Serving, Status
+    from factory.cluster.tco import Comparison as Ownership
+    from factory.cluster.tco import Plan
     from factory.evaluation.compare import Comparison
     from factory.evaluation.harness import Judged
     from factory.evaluation.results import Results
     from factory.ledger.budgets import Standing
     from factory.ledger.keys import ApiKey
+    from factory.ledger.nodes import Usage
     from factory.ledger.records import Promotion
     from factory.ledger.report import CostsReport, Explanation
     from factory.ledger.store import Ledger
@@ -282,6 +286,29 @@ class Factory:
     ) -> CostsReport:
         """What the traffic cost, per success too, and what it would have cost at the top tier."""
         return self.ledger.costs(since, until, human_usd_per_hour * configuration.NANO)
+
+    def usage(self, since: datetime | None = None, until: datetime | None = None) -> Usage:
+        """Where the node-hours went: workload, idle and overhead, by pool, team, model and job."""
+        from factory.ledger.nodes import usage
+
+        return usage(self.ledger, since, until)
+
+    def place(self, work: Work) -> Placement:
+        """Where `work` would run now, with every option. Raises `PlacementError`."""
+        from factory.cluster.capacity import Capacity
+        from factory.cluster.placement import place
+        from factory.ledger.keys import now
+
+        found = Capacity.now(self.settings)
+        pools = self.settings.pools
+        return place(work, pools, now=now(), free=found.free, machine=found.sizes)
+
+    def tco(self, plan: Plan | None = None) -> Ownership:
+        """Own machines, a cloud and both for `plan`, at the prices of the configured pools."""
+        from factory.cluster.tco import Plan, compare
+        from factory.cluster.tco_load import priced
+
+        return compare(priced(plan or Plan(), self.settings.pools))
 
     def budgets(self) -> list[Standing]:
         """Every configured budget and how it stands now."""

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from factory import Factory
 from factory.cli import app
 from factory.cluster import tco_load
 from factory.cluster.errors import ClusterError
+from factory.cluster.placement import Work
 from factory.cluster.tco import SOURCES, Cloud, Load, Own, Plan, assumptions, break_even, compare
 from factory.cluster.tco_plot import draw
 from factory.config import OwnPool, RentedPool
@@ -203,3 +205,13 @@ def test_place_prints_a_table_and_ends_with_1_when_nothing_fits(
     bad = run(app, ["place", str(spec)])
     assert bad.exit_code == 1
     assert "larger than any pool" in bad.stderr
+
+
+def test_the_sdk_places_compares_and_reports_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FACTORY_HOME", str(tmp_path / "home"))
+    with Factory() as factory:
+        assert factory.place(Work(hours=1)).pool == "onprem"
+        assert factory.tco().cheapest in factory.tco(Plan()).ways
+        assert factory.usage().pools == ()
