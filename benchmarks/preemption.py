@@ -7,7 +7,7 @@ A real Ray cluster of a head and two worker nodes on this machine, each worker n
 the run. The node the run is on is drained as a spot provider would, and killed at the deadline
 (`with notice`), or killed out of the blue (`without`). The reference is the same run left alone,
 and what it leaves must be equal bit by bit. `recovery_s` runs from the node's death (or the run's
-leaving it) to the first step of the next start, loading model and data not counted.
+leaving it) to the first step of the next start, loading libraries, model and data not counted.
 """
 
 from __future__ import annotations

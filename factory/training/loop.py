@@ -56,6 +56,8 @@ class Peers:
     """Why this place must be left soon, or None; the same answer on every worker."""
     place: str = ""
     """Name of the node, for the record."""
+    since: float | None = None
+    """When this process began to load libraries, model and data, on the monotonic clock."""
     load_s: float = 0.0
     """Seconds that loading model and data took, for the record."""
 

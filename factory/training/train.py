@@ -16,7 +16,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from factory.training.errors import Interrupted, TrainingError
 from factory.training.loop import Data, Peers, Summary, fit, validate
 from factory.training.recovery import Ended, decide
 from factory.training.run import RunFolder
+from factory.training.worker import enter
 
 _PROMPT = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
@@ -105,7 +105,7 @@ def run_task(task: Task, peers: Peers) -> Summary:
     logging.disable_progress_bar()
     torch.set_num_threads(task.threads)
     config = check(task.config, "the job")
-    begun = time.monotonic()
+    begun = peers.since or time.monotonic()
     tuned, tokenizer = model.build(task.model, config)
     data = load_data(Path(task.data), tokenizer, config)
     peers = replace(peers, load_s=time.monotonic() - begun)
@@ -174,9 +174,10 @@ def ray_peers() -> Peers:
     return peers if peers.size == 1 else replace(peers, sum=total, gather=gather)
 
 
-def _worker(values: dict[str, Any], work: Work) -> dict[str, Any]:
+def attend_to(values: dict[str, Any], work: Work, begun: float) -> dict[str, Any]:
+    """A worker's start: `work` on the task of these fields; its process began at `begun`."""
     try:
-        return {"summary": asdict(work(Task(**values), ray_peers()))}
+        return {"summary": asdict(work(Task(**values), replace(ray_peers(), since=begun)))}
     except Interrupted as left:
         return {"left": left.reason, "step": left.step}
 
@@ -268,8 +269,8 @@ def _start(
     storage = run.root / "ray"
     shutil.rmtree(storage, ignore_errors=True)
     trainer = TorchTrainer(
-        partial(_worker, work=work),
-        train_loop_config=asdict(task),
+        enter,
+        train_loop_config={"task": asdict(task), "work": f"{work.__module__}:{work.__name__}"},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpu,

@@ -1,8 +1,18 @@
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factory.training import train
 from factory.training.config import check
-from factory.training.train import choose_workers, staying, to_leave
+from factory.training.loop import Peers
+from factory.training.run import RunFolder
+from factory.training.train import Task, choose_workers, staying, to_leave
+from factory.training.worker import enter
+from tests.training import tiny
 
 NODES = st.sampled_from("abcd")
 
@@ -31,6 +41,29 @@ def test_a_start_never_keeps_off_every_node_on_a_suspicion(
     assert set(draining) <= set(left)
     if suspect in set(left) - set(draining):
         assert any(room >= 1 for node, room in free.items() if node not in left)
+
+
+def test_a_worker_enters_by_the_name_of_its_work(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = check({"bf16": False, "lora_r": 4, "max_steps": 3, "save_steps": 2}, "test")
+    task = Task(
+        config=config.model_dump(mode="json"),
+        model=str(tiny_model),
+        base_name="tiny",
+        revision="abc",
+        data=str(tiny.data(tmp_path / "data")),
+        run=str(tmp_path / "run"),
+        fingerprint="x",
+        threads=1,
+    )
+    job: dict[str, Any] = {"task": asdict(task), "work": "factory.training.train:run_task"}
+    monkeypatch.setattr(train, "ray_peers", Peers)
+    assert enter(job)["summary"]["steps"] == 3
+    monkeypatch.setattr(train, "ray_peers", lambda: Peers(notice=lambda: "node a goes"))
+    again = {**job, "task": {**job["task"], "run": str(tmp_path / "other")}}
+    assert enter(again) == {"left": "node a goes", "step": 1}
+    assert RunFolder(tmp_path / "other").starts()[0]["load_s"] > 0
 
 
 def test_as_many_workers_as_there_is_room_for() -> None:
