@@ -190,11 +190,11 @@ class Factory:
         when quota, budget, window and room allow it. Raises `ClusterError`.
         """
         from factory.cluster import submission
-        from factory.cluster.spec import made
+        from factory.cluster.spec import made, usual_cpus
 
         module = pipeline if "." in pipeline else f"pipelines.{pipeline}"
-        team = {"team": submission.default_team(self.settings)}
-        spec = made(**team | dict(asks or {}) | {"module": module, "args": tuple(options(args))})
+        usual = {"team": submission.default_team(self.settings), "cpus": usual_cpus(module)}
+        spec = made(**usual | dict(asks or {}) | {"module": module, "args": tuple(options(args))})
         return submission.submit(
             self.settings, self.ledger, spec, working_dir=Path(working_dir), config=self._file
         )

@@ -34,7 +34,9 @@ def submit(
     team: Annotated[str | None, typer.Option(help="Who is charged; else the first team.")] = None,
     priority: Annotated[str, typer.Option(help="A class of jobs.classes.")] = "normal",
     workers: Annotated[int, typer.Option(help="Equal parts that start together.")] = 1,
-    cpus: Annotated[float, typer.Option(help="CPUs of one worker.")] = 1,
+    cpus: Annotated[
+        float | None, typer.Option(help="CPUs of one worker; else 1 for training, 0 for others.")
+    ] = None,
     gpus: Annotated[float, typer.Option(help="GPUs of one worker.")] = 0,
     hours: Annotated[
         float | None, typer.Option(help="How long it will take; else as it usually did.")
@@ -64,16 +66,17 @@ def submit(
     Example: factory jobs submit --team research --hours 2 finetune --config finetune.yaml
     """
     from factory.cluster import submission
-    from factory.cluster.spec import made
+    from factory.cluster.spec import made, usual_cpus
 
     this = state(context)
+    module = module if "." in module else f"pipelines.{module}"
     spec = made(
-        module=module if "." in module else f"pipelines.{module}",
+        module=module,
         args=tuple(args or ()),
         team=team or submission.default_team(this.settings),
         priority=priority,
         workers=workers,
-        cpus=cpus,
+        cpus=usual_cpus(module) if cpus is None else cpus,
         gpus=gpus,
         duration_s=None if hours is None else hours * 3600,
         deadline=deadline and (deadline if deadline.tzinfo else deadline.replace(tzinfo=UTC)),

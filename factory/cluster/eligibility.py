@@ -93,9 +93,11 @@ def configured_capacity(settings: Settings) -> dict[str, Capacity]:
 def nusd_per_hour(pool: Pool, spec: JobSpec) -> int:
     """What the job costs an hour there: its dominant share of the nodes it is on, rounded up.
 
-    Without known node sizes each worker counts as a node.
+    Without known node sizes each worker counts as a node; a driver alone takes nothing.
     """
     size = node(pool)
+    if not any(spec.need.values()):
+        return 0
     share = 1.0
     if size is not None:
         parts = [amount / size[name] for name, amount in spec.need.items() if size.get(name)]

@@ -80,6 +80,11 @@ class JobSpec(Section):
         return {"cpus": self.cpus, "gpus": self.gpus} if self.gpus else {"cpus": self.cpus}
 
 
+def usual_cpus(module: str) -> float:
+    """CPUs of a worker where nobody says: one for training, none for a driver that only asks."""
+    return 1.0 if module.rsplit(".", 1)[-1] in ("finetune", "distill") else 0.0
+
+
 def made(**values: Any) -> JobSpec:
     """A spec from outside input. Raises `JobError` with one sentence."""
     try:

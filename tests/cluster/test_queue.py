@@ -226,6 +226,13 @@ def test_a_lease_from_a_clock_that_ran_ahead_does_not_lock_everybody_out(ledger:
     assert lease.acquire(ledger, "queue", "other", NOW, 15) is not None
 
 
+def test_a_driver_that_takes_nothing_starts_in_a_full_cluster(bench: Bench) -> None:
+    full, driver = bench.submit(), bench.submit(cpus=0)
+    assert bench.tick().started == (full, driver)
+    bench.tick(3600)
+    assert bench.queue.get(driver).cost_nusd == 0
+
+
 def test_cancelling_waits_for_the_process_and_a_waiting_job_just_leaves(bench: Bench) -> None:
     first, second = bench.submit(), bench.submit()
     bench.tick()
