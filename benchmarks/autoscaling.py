@@ -86,7 +86,7 @@ def run(
     factory, objective = first.result(), attainment
     _say(f"  factory, told {objective:.2%}: {_line(factory)}")
     as_told = factory
-    while factory.attainment < reference.attainment and objective < 0.9999:
+    while factory.attainment < reference.attainment and objective < 0.999:
         objective = 1 - (1 - objective) / 2
         factory = ours(objective)
         _say(f"  factory, told {objective:.2%}: {_line(factory)}")
