@@ -38,6 +38,7 @@ from serve_apps.engine import RayEngine, engine_app
 from serve_apps.listener import Listener
 from serve_apps.loopback import keep_replica_on_loopback
 from serve_apps.prompts import PromptCounter
+from serve_apps.reports import Reports
 from serve_apps.serving import ServingPlan, TierPlan
 from serve_apps.watch import Watch
 
@@ -95,6 +96,7 @@ class GatewayApp:
             pinned={name: served(one) for name, one in planned.pinned.items()},
             meaning=Meaning(settings, self._ledger, embedder, clock) if embedder else None,
             clock=clock,
+            engines=Reports({name: handles[name] for name in planned.engines}, self._watch),
         )
         await self._books.start()
         self._watch.start()

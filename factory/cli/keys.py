@@ -25,7 +25,7 @@ def create(
     ] = None,
     role: Annotated[
         list[str] | None,
-        typer.Option(help="inference (default) or reviewer; may be given several times."),
+        typer.Option(help="inference (default), reviewer or metrics; may be given several times."),
     ] = None,
     hourly_usd: Annotated[str | None, typer.Option(help="Budget an hour, US dollars.")] = None,
     daily_usd: Annotated[str | None, typer.Option(help="Budget a day (UTC).")] = None,

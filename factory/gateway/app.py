@@ -27,6 +27,7 @@ from factory.gateway.pipeline import JSON, Gateway, Reply
 from factory.gateway.reviews import shown
 from factory.gateway.stream import EventStream, error_response
 from factory.ledger.errors import LedgerError
+from factory.telemetry.exposition import CONTENT_TYPE
 
 _log = logging.getLogger(__name__)
 
@@ -139,6 +140,12 @@ def build_app(gateway: Gateway) -> FastAPI:
         status = "ready" if state.ready else "not ready"
         found = {"status": status, "problems": state.problems, "asleep": state.asleep}
         return _json(found, 200 if state.ready else 503)
+
+    @app.get("/metrics", **schema.METRICS)
+    async def metrics(request: Request) -> Response:
+        """Traffic and state for Prometheus; beyond loopback for keys with the role `metrics`."""
+        text = await gateway.metrics(request.headers.get("authorization"))
+        return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: Exception) -> Response:

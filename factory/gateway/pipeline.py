@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import re
 import uuid
@@ -45,6 +46,7 @@ from factory.gateway.journey import Journey, Recorder
 from factory.gateway.keeper import Keeper
 from factory.gateway.learning import Learning
 from factory.gateway.meaning import Meaning
+from factory.gateway.metrics import Engines, Metrics
 from factory.gateway.outcomes import Outcomes
 from factory.gateway.patience import Patience
 from factory.gateway.purse import Bank, Purses
@@ -63,6 +65,7 @@ from factory.ledger.report import explain
 from factory.ledger.reviews import Review
 from factory.ledger.store import Entry, Ledger
 from factory.ledger.till import LATEST_S
+from factory.telemetry.traffic import Traffic
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
@@ -127,8 +130,12 @@ class Gateway:
         clock: Clock | None = None,
         ids: Callable[[Route], str] = new_id,
         jitter: Callable[[], float] = random.random,
+        engines: Engines | None = None,
     ) -> None:
-        """Without `meaning` nothing is compared by meaning, and no learned router is asked."""
+        """Without `meaning` nothing is compared by meaning, and no learned router is asked.
+
+        `engines` is asked for the engines' own figures when somebody scrapes the metrics.
+        """
         self.settings = settings
         self.serving = serving
         self.pinned = pinned or {}
@@ -142,7 +149,9 @@ class Gateway:
         self._rates = Rates(share=1 / settings.gateway.replicas)
         self._flights: Flights[Part, cache.Entry] = Flights()
         self._keeper = Keeper(ledger, settings.cache.max_entries, clock.now)
-        self._settlement = Settlement(books)
+        # Processes that share a port are told apart; a single one has the same series for ever.
+        self._traffic = Traffic(str(os.getpid()) if settings.gateway.replicas > 1 else "0")
+        self._settlement = Settlement(books, self._traffic)
         self.reviews = Reviews(ledger, clock)
         self.outcomes = Outcomes(ledger, clock, self._settled)
         self._guarding = Guarding(settings, self.reviews)
@@ -152,19 +161,24 @@ class Gateway:
         breakers = Breakers(settings.routing.breaker, clock.monotonic)
         patience = patience or Patience()
         experience = Experience()
+        turns = Turns(
+            settings.gateway.max_parallel_requests,
+            settings.gateway.max_queue_s,
+            beside_production=settings.gateway.beside_production,
+            monotonic=clock.monotonic,
+        )
+        awakening = Awakening(clock.monotonic)
+        self._metrics = Metrics(
+            settings, ledger, clock, turns, awakening, self._rungs, self._traffic, engines
+        )
         deepening = Deepening(
             serving=serving, experience=experience, breakers=breakers, purses=purses
         )
         self._computation = Computation(
             settings=settings,
             settlement=self._settlement,
-            turns=Turns(
-                settings.gateway.max_parallel_requests,
-                settings.gateway.max_queue_s,
-                beside_production=settings.gateway.beside_production,
-                monotonic=clock.monotonic,
-            ),
-            awakening=Awakening(clock.monotonic),
+            turns=turns,
+            awakening=awakening,
             breakers=breakers,
             experience=experience,
             patience=patience,
@@ -329,6 +343,8 @@ class Gateway:
                     return await self._landed(journey, call, await boarding.result())
                 journey.served = first.served
                 journey.tier = first.served.tier if journey.pays else 0
+                seconds = journey.elapsed_ms / 1000
+                self._traffic.first_token(journey.endpoint, journey.tier, seconds)
                 events = self._events(journey, call, boarding, first)
                 return Events(events, journey.headers(final=False))
             except BaseException:
@@ -439,6 +455,15 @@ class Gateway:
     async def ready(self) -> readiness.Readiness:
         """Whether the ledger and the models answer."""
         return await readiness.check(partial(self._ledger.request, "readiness"), self.serving)
+
+    async def metrics(self, authorization: str | None) -> bytes:
+        """Everything Prometheus scrapes. Raises `ApiError` 401, 403 beyond loopback."""
+        if not self._metrics.open:
+            self._metrics.permit(await self._keys.check(authorization))
+        return await self._metrics.scrape()
+
+    def _rungs(self) -> list[Served]:
+        return [one for rungs in self.serving.values() for one in rungs.values()]
 
     async def tend(self, every_s: float = TEND_S) -> None:
         """Now and then give up what waits for a person in vain; runs until it is cancelled."""

@@ -228,6 +228,7 @@ OUTCOMES: Json = _route(
     413,
     **_body(OutcomeBody),
 )
+METRICS: Json = _route("Prometheus' text format", {"text/plain": {"schema": _STRING}}, 403)
 HEALTH: Json = {"responses": {200: {"description": "Alive", "content": _json(_ANY)}}}
 READY: Json = {
     "responses": {

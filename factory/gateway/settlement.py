@@ -1,6 +1,6 @@
 """Whatever becomes of a request, the ledger knows it before the client does.
 
-settlement = Settlement(recorder)
+settlement = Settlement(recorder, traffic)
 async with settlement.of(journey):     # settles what ends without an answer
     ...
     await settlement.ok(journey)       # durable when it returns
@@ -18,16 +18,18 @@ from typing import Any, TypeVar
 
 from factory.gateway.errors import ApiError
 from factory.gateway.journey import CLIENT_CLOSED, Journey, Outcome, Recorder, settle
+from factory.telemetry.traffic import Traffic
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
 class Settlement:
-    """Settles the journeys of one gateway."""
+    """Settles the journeys of one gateway, and counts each once."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, traffic: Traffic) -> None:
         self._recorder = recorder
+        self._traffic = traffic
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def ok(self, journey: Journey) -> None:
@@ -36,16 +38,37 @@ class Settlement:
         Raises `ApiError` 503 when the ledger does not take it.
         """
         # No task of its own: what the recorder has is written, whoever waits for it.
-        await settle(journey, self._recorder, "ok", 200)
+        status = 200
+        try:
+            await settle(journey, self._recorder, "ok", status)
+        except ApiError as error:
+            status = error.status
+            raise
+        finally:
+            self._count(journey, status)
 
     async def refused(self, journey: Journey, error: ApiError) -> None:
         """Settle a request that ends with `error`, unless it is settled already."""
         if journey.handed_over:
             return
         outcome: Outcome = "refused" if error.status < CLIENT_CLOSED else "error"
+        self._count(journey, error.status)
         settling = settle(journey, self._recorder, outcome, error.status, error.message)
         with contextlib.suppress(ApiError):
             await self.finish(settling)
+
+    def _count(self, journey: Journey, status: int) -> None:
+        self._traffic.settled(
+            team=journey.key.team,
+            endpoint=journey.endpoint,
+            tier=journey.tier,
+            model=journey.served.model if journey.served else None,
+            status=status,
+            cache=journey.cache,
+            degraded=journey.degraded,
+            elapsed_s=journey.elapsed_ms / 1000,
+            charges=journey.charges,
+        )
 
     @asynccontextmanager
     async def of(

@@ -22,7 +22,7 @@ from types import TracebackType
 
 from factory.config import Limits
 from factory.gateway.errors import ApiError
-from factory.gateway.fairness import CALM_S, HIGHEST_PRIORITY, Beside, Caller, Shares
+from factory.gateway.fairness import CALM_S, HIGHEST_PRIORITY, RANK, Beside, Caller, Shares
 
 _LONGEST_RETRY_S = 60.0
 _SMOOTHING = 0.1
@@ -135,6 +135,13 @@ class Turns:
     def waiting(self) -> int:
         """Requests in the line."""
         return len(self._line)
+
+    def waiting_by_class(self) -> dict[str, int]:
+        """Requests in the line, by class of their endpoint."""
+        waiting: dict[str, int] = dict.fromkeys(RANK, 0)
+        for turn in self._line:
+            waiting[turn.caller.class_] += 1
+        return waiting
 
     def take(
         self, priority: int, scopes: Sequence[tuple[str, int]] = (), caller: Caller = NOBODY

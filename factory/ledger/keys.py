@@ -27,8 +27,9 @@ from factory.ledger.errors import LedgerError
 from factory.ledger.schema import API_KEYS
 from factory.ledger.store import Ledger
 
-Role = Literal["inference", "reviewer"]
-"""`inference` asks models, `reviewer` decides what waits for a person."""
+Role = Literal["inference", "reviewer", "metrics"]
+"""`inference` asks models, `reviewer` decides what waits for a person, `metrics` reads `/metrics`
+where that is not open: the figures of all teams."""
 ROLES: tuple[Role, ...] = get_args(Role)
 
 PREFIX = "sk-factory-"
