@@ -105,7 +105,8 @@ class Metrics:
             engines=engines,
             books=read,
         )
-        return render(self._traffic, state)
+        # Some thousand lines are tens of milliseconds, in which nobody else would be answered.
+        return await asyncio.to_thread(render, self._traffic, state)
 
     async def _asked(self) -> Mapping[str, EngineState]:
         return {} if self._engines is None else await self._engines()

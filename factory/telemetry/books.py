@@ -52,7 +52,7 @@ def read(ledger: Ledger, settings: Settings, now: datetime) -> Books:
             waited = waited_s + max(0.0, (now - since).total_seconds())
             waits_s[team] = max(waits_s.get(team, 0.0), waited)
         jobs |= {state: count for state, count in connection.execute(counts)}
-    remaining = {
+    remaining: dict[tuple[str, str], float] = {
         (one.scope, one.window): 1 - one.share
         for one in standings
         if not one.scope.startswith("key:")

@@ -8,7 +8,7 @@ Engines go by vLLM's own names, so that dashboards made for it fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import Metric
@@ -57,38 +57,38 @@ def families(state: State, replica: str) -> Iterator[Metric]:
         "factory_requests_running",
         "Requests that have their turn.",
         ("replica",),
-        {(replica,): state.running},
+        [((replica,), state.running)],
     )
     yield _gauge(
         "factory_requests_waiting",
         "Requests that wait for their turn, by class of the endpoint.",
         ("class", "replica"),
-        {(name, replica): count for name, count in state.waiting.items()},
+        [((name, replica), count) for name, count in state.waiting.items()],
     )
     yield _gauge(
         "factory_requests_waking",
         "Requests that wait for an engine to wake.",
         ("replica",),
-        {(replica,): state.waking},
+        [((replica,), state.waking)],
     )
     yield _gauge(
         "factory_model_asleep",
         "1 for a model that must be woken first, of those that may sleep.",
         ("model",),
-        {(name,): asleep for name, asleep in state.asleep.items()},
+        [((name,), asleep) for name, asleep in state.asleep.items()],
     )
     yield _gauge(
         "factory_time_to_first_token_target_seconds",
         "The time to first token that an endpoint promises.",
         ("endpoint",),
-        {(name,): seconds for name, seconds in state.targets_s.items()},
+        [((name,), seconds) for name, seconds in state.targets_s.items()],
     )
     yield from _engines(state.engines)
     yield _gauge(
         "factory_ledger_up",
         "1 when the ledger answered the scrape.",
         (),
-        {(): state.books is not None},
+        [((), state.books is not None)],
     )
     yield from _books(state.books or Books())
 
@@ -101,7 +101,7 @@ def _engines(engines: Mapping[str, EngineState]) -> Iterator[Metric]:
         "factory_engine_replicas": ("Replicas of an engine that reported.", "replicas"),
     }
     for name, (what, column) in columns.items():
-        values = {(engine,): getattr(one, column) for engine, one in engines.items()}
+        values = [((engine,), float(getattr(one, column))) for engine, one in engines.items()]
         yield _gauge(name, what, ("deployment",), values)
 
 
@@ -110,26 +110,29 @@ def _books(books: Books) -> Iterator[Metric]:
         "factory_budget_remaining_ratio",
         "What is neither spent nor held of a team's or an endpoint's budget, 1 for all of it.",
         ("scope", "window"),
-        books.remaining,
+        books.remaining.items(),
     )
     yield _gauge(
         "factory_job_queue_wait_seconds",
         "The longest wait of a team's job that only room keeps from starting.",
         ("team",),
-        {(team,): seconds for team, seconds in books.waits_s.items()},
+        [((team,), seconds) for team, seconds in books.waits_s.items()],
     )
     yield _gauge(
         "factory_jobs",
         "Jobs of the queue that have not ended.",
         ("state",),
-        {(state,): count for state, count in books.jobs.items()},
+        [((state,), count) for state, count in books.jobs.items()],
     )
 
 
 def _gauge(
-    name: str, what: str, labels: tuple[str, ...], values: Mapping[tuple[str, ...], float]
+    name: str,
+    what: str,
+    labels: tuple[str, ...],
+    values: Iterable[tuple[tuple[str, ...], float]],
 ) -> Metric:
     family = GaugeMetricFamily(name, what, labels=labels)
-    for names, value in values.items():
+    for names, value in values:
         family.add_metric(names, float(value))
     return family

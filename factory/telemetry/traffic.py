@@ -32,7 +32,7 @@ BUCKETS = (
 _FREE: frozenset[ChargeKind] = frozenset({"cache", "rule", "shared"})
 
 # A second series for every child, with the time it was made, helps nobody here.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 Add = Callable[[float], None]
 

@@ -1,0 +1,79 @@
+"""What engines say of themselves when the gateway is scraped, and what happens when they do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from factory.scaling.signals import ReplicaSignals
+from factory.telemetry.state import EngineState
+from serve_apps.reports import Reports, added
+
+
+class Handle:
+    """A deployment's handle that answers a broadcast, or fails as Serve's does."""
+
+    def __init__(self, answers: list[dict[str, float]] | Exception) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+
+    def broadcast(self, method: str) -> Handle:
+        self.asked.append(method)
+        return self
+
+    async def results_async(self, *, timeout_s: float) -> list[dict[str, float]]:
+        assert timeout_s <= 1
+        if isinstance(self.answers, Exception):
+            raise self.answers
+        return self.answers
+
+
+class Slumber:
+    def __init__(self, asleep: bool) -> None:
+        self.asleep = asleep
+
+
+class Watch:
+    """Knows of those engines that may sleep."""
+
+    def __init__(self, **asleep: bool) -> None:
+        self._asleep = asleep
+
+    def of(self, name: str) -> Any:
+        return Slumber(self._asleep[name]) if name in self._asleep else None
+
+
+def signals(running: float, waiting: float, kv_cache_usage: float) -> ReplicaSignals:
+    return ReplicaSignals(running=running, waiting=waiting, kv_cache_usage=kv_cache_usage)
+
+
+def test_replicas_are_added_and_their_caches_averaged():
+    assert added([signals(3, 1, 0.5), signals(1, 0, 0.1)]) == EngineState(
+        replicas=2, running=4, waiting=1, kv_cache_usage=0.3
+    )
+
+
+async def test_every_replica_that_is_awake_is_asked_once():
+    steady = Handle([signals(3, 1, 0.5).stats(), signals(1, 0, 0.1).stats()])
+    dozer, awake = Handle([signals(9, 9, 0.9).stats()]), Handle([signals(2, 0, 0.2).stats()])
+    handles: Any = {"steady": steady, "dozer": dozer, "awake": awake}
+    watch: Any = Watch(dozer=True, awake=False)
+    found = await Reports(handles, watch)()
+    assert {name: (one.replicas, one.running) for name, one in found.items()} == {
+        "steady": (2, 4),
+        "awake": (1, 2),
+    }
+    assert steady.asked == awake.asked == ["signals"]
+    assert dozer.asked == []
+
+
+async def test_who_fails_or_is_late_is_left_out_and_the_others_stay():
+    handles: Any = {
+        "late": Handle(TimeoutError("Timed out waiting for broadcast results.")),
+        "gone": Handle(DeploymentUnavailableError("no replicas")),
+        "empty": Handle([]),
+        "well": Handle([signals(1, 0, 0.1).stats()]),
+    }
+    watch: Any = Watch()
+    assert set(await Reports(handles, watch)()) == {"well"}
