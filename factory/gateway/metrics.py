@@ -96,11 +96,15 @@ class Metrics:
     async def scrape(self) -> bytes:
         """All metrics in Prometheus' text format."""
         read, engines = await asyncio.gather(self._ledgers(), self._asked())
+        asleep: dict[str, bool] = {}
+        for one in self._rungs():
+            if one.sleeper is not None:
+                asleep[one.model] = one.asleep or asleep.get(one.model, False)
         state = State(
             running=self._turns.running,
             waiting=self._turns.waiting_by_class(),
             waking=self._awakening.waiting,
-            asleep={one.model: one.asleep for one in self._rungs() if one.sleeper is not None},
+            asleep=asleep,
             targets_s=self._targets_s,
             engines=engines,
             books=read,

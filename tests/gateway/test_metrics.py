@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -120,6 +121,20 @@ async def test_the_state_of_the_moment_is_shown(folder):
         one.labels["team"]: one.value for one in found["factory_job_queue_wait_seconds"].samples
     }
     assert waits == {"support": 0, "research": 0}
+
+
+async def test_a_scrape_shows_what_sleeps_and_wakes_nothing(world):
+    class Sleeping:
+        asleep = True
+
+        async def wake(self) -> None:
+            raise AssertionError("a scrape must not wake")
+
+    # The same model is awake on the other ladders.
+    world.serving["cheap"][1] = replace(world.serving["cheap"][1], sleeper=Sleeping())
+    found = await scraped(world)
+    assert [one.labels for one in found["factory_model_asleep"].samples] == [{"model": "small"}]
+    assert value(found, "factory_model_asleep", model="small") == 1
 
 
 async def test_engines_report_under_vllms_names(world, monkeypatch):

@@ -194,6 +194,7 @@ async def test_the_openapi_document_describes_the_routes(world):
         "/v1/requests/{request_id}",
         "/healthz",
         "/readyz",
+        "/metrics",
     }
     chat = document["paths"]["/v1/chat/completions"]["post"]
     fields = chat["requestBody"]["content"]["application/json"]["schema"]["properties"]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from factory.config import Limits
 from factory.gateway.errors import ApiError
+from factory.gateway.fairness import Caller
 from factory.gateway.turns import Turns, bounds, retry_after, standing
 
 
@@ -52,6 +53,19 @@ async def test_who_fits_goes_at_once():
     async with turns.take(50) as first, turns.take(0, [("team:a", 1)]):
         assert (turns.running, turns.waiting, first.waited_s) == (2, 0, 0.0)
     assert turns.running == 0
+
+
+async def test_who_waits_is_counted_by_class():
+    turns = Turns(1, 10.0)
+    async with turns.take(50):
+        line = [turns.take(0, caller=Caller(class_=one)) for one in ("batch", "batch", "internal")]
+        waiting = [asyncio.create_task(turn.begin()) for turn in line]
+        await settle_down()
+        assert turns.waiting_by_class() == {"batch": 2, "internal": 1, "production": 0}
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    assert set(turns.waiting_by_class().values()) == {0}
 
 
 async def test_the_highest_priority_first_and_in_order_of_arrival_within_it():

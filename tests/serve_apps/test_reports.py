@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentBroadcastResponse, DeploymentHandle
 
 from factory.scaling.signals import ReplicaSignals
 from factory.telemetry.state import EngineState
@@ -52,6 +54,11 @@ def test_replicas_are_added_and_their_caches_averaged():
     assert added([signals(3, 1, 0.5), signals(1, 0, 0.1)]) == EngineState(
         replicas=2, running=4, waiting=1, kv_cache_usage=0.3
     )
+
+
+def test_serves_own_handle_can_be_asked_like_that():
+    inspect.signature(DeploymentHandle.broadcast).bind(None, "signals")
+    inspect.signature(DeploymentBroadcastResponse.results_async).bind(None, timeout_s=0.5)
 
 
 async def test_every_replica_that_is_awake_is_asked_once():
