@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from factory.gateway.errors import ApiError
 from factory.gateway.journey import CLIENT_CLOSED, Journey, Outcome, Recorder, settle
+from factory.ledger.records import ChargeRecord
 from factory.telemetry.traffic import Traffic
 
 _log = logging.getLogger(__name__)
@@ -45,19 +46,20 @@ class Settlement:
             status = error.status
             raise
         finally:
-            self._count(journey, status)
+            # What the ledger does not take is not charged.
+            self._count(journey, status, journey.charges if status == 200 else ())
 
     async def refused(self, journey: Journey, error: ApiError) -> None:
         """Settle a request that ends with `error`, unless it is settled already."""
         if journey.handed_over:
             return
         outcome: Outcome = "refused" if error.status < CLIENT_CLOSED else "error"
-        self._count(journey, error.status)
+        self._count(journey, error.status, journey.charges)
         settling = settle(journey, self._recorder, outcome, error.status, error.message)
         with contextlib.suppress(ApiError):
             await self.finish(settling)
 
-    def _count(self, journey: Journey, status: int) -> None:
+    def _count(self, journey: Journey, status: int, charges: Sequence[ChargeRecord]) -> None:
         self._traffic.settled(
             team=journey.key.team,
             endpoint=journey.endpoint,
@@ -67,7 +69,7 @@ class Settlement:
             cache=journey.cache,
             degraded=journey.degraded,
             elapsed_s=journey.elapsed_ms / 1000,
-            charges=journey.charges,
+            charges=charges,
         )
 
     @asynccontextmanager

@@ -83,6 +83,7 @@ async def test_a_withheld_answer_counts_as_the_503_that_its_client_got(world, mo
     found = await scraped(world)
     assert value(found, "factory_requests_total") == 1
     assert value(found, "factory_requests_total", status="503") == 1
+    assert value(found, "factory_cost_nusd_total") == 0
 
 
 async def test_streams_are_timed_to_their_first_part(world):
