@@ -16,6 +16,7 @@ trial got anywhere there is one sentence on standard error and the exit code is 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -34,11 +35,12 @@ from factory.catalog.errors import CatalogError
 from factory.catalog.objects import ObjectStore
 from factory.config import ConfigError, Settings
 from factory.config.pools import POOL_LABEL
-from factory.training import estimate, trial
+from factory.training import dataset, estimate, trial
 from factory.training.config import load_as
 from factory.training.dataset import DatasetError
 from factory.training.errors import TrainingError
 from factory.training.run import RunFolder
+from factory.training.screening import asked
 from factory.training.search import (
     Node,
     Outcome,
@@ -54,6 +56,7 @@ from factory.training.search import (
 )
 from factory.training.tracking import Tracked
 from pipelines.finetune import (
+    Corpus,
     Job,
     Say,
     add_flags,
@@ -83,6 +86,8 @@ def plan(
     trials = draw(config)
     names = {config.dataset, *(each.config.dataset for each in trials)}
     found = {each: find_data(store, each) for each in names}
+    for other in names - {config.dataset}:
+        _apart(found[config.dataset], found[other])
     label = config.adapter_name or found[config.dataset].name
     name = name or os.environ.get("FACTORY_JOB_ID") or run_name(f"{label}-tune", datetime.now(UTC))
     run = RunFolder.named(settings.home / "runs", name)
@@ -90,6 +95,20 @@ def plan(
         (each, Job(each.config, base, found[each.config.dataset], RunFolder(run.root / each.name)))
         for each in trials
     ]
+
+
+def _apart(judge: Corpus, other: Corpus) -> None:
+    """Raises `TrainingError` where a trial would learn what all trials are judged by."""
+    judged = {
+        asked(example) for example in dataset.read(judge.folder, ["validation"])["validation"]
+    }
+    learned = dataset.read(other.folder, ["train"])["train"]
+    if shared := [example.id for example in learned if asked(example) in judged]:
+        raise TrainingError(
+            f"{len(shared)} examples that the data set in '{other.folder}' trains on are in the "
+            f"validation split of '{judge.folder}', such as '{shared[0]}'; take them out, trials "
+            "are judged by that split"
+        )
 
 
 def dry_run(
@@ -297,7 +316,8 @@ def _run(
             ),
         )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    tuner.fit()
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is for the closing object
+        tuner.fit()
     return pool, nusd_per_hour
 
 

@@ -73,7 +73,7 @@ class Spending(Callback):  # type: ignore[misc, unused-ignore]
         """Whether the search goes on."""
         spent = sum(self.nusd(each) for each in self.held().values())
         running = len(self.running)
-        waiting = self.trials - len(self.ended) - running
+        waiting = self.trials - len(self.ended.keys() | self.running.keys())
         found = decide(
             spent_nusd=spent, budget_nusd=self.budget_nusd, running=running, waiting=waiting
         )
@@ -90,9 +90,13 @@ class Spending(Callback):  # type: ignore[misc, unused-ignore]
         draft.replace(self.path)
 
     def end(self, name: str, reason: str = "") -> None:
-        """A trial has let its share go; `reason` says why if it failed."""
-        self.seconds = {**self.seconds, name: self.held().get(name, 0.0)}
-        self.running.pop(name, None)
+        """A trial has ended; `reason` says why if it failed.
+
+        One that is told to stop for lack of money holds its share until Ray has ended its process.
+        """
+        if not self.stopped and name in self.running:
+            self.seconds = {**self.seconds, name: self.held()[name]}
+            del self.running[name]
         self.ended[name] = {"failure": reason, "out_of_money": bool(self.stopped)}
         self.note()
 
@@ -125,6 +129,11 @@ class Spending(Callback):  # type: ignore[misc, unused-ignore]
         reason = failure(self.path.parent / name) or "its process died"
         self.end(name, reason)
         self.say(f"{name} failed: {reason}")
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Ray Tune's: the last process of the search is gone."""
+        self.seconds, self.running = self.held(), {}
+        self.note()
 
 
 class Till(Stopper):  # type: ignore[misc, unused-ignore]

@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from factory import config as factory_config
 from factory.config import Settings
+from factory.training import dataset
 from factory.training.config import check_as, load
 from factory.training.errors import TrainingError
 from factory.training.search import SearchConfig
@@ -96,6 +97,7 @@ def test_a_search_finds_the_rate_that_learns_survives_a_failure_and_is_resumed(
         tune.search(settings, job(model, data, max_usd="1e-9"), "poor", said.append)
     kept = json.loads((settings.home / "runs" / "poor" / "spending.json").read_text())
     assert kept["stopped"].startswith("the budget is spent")
+    assert any(kept["seconds"].values()), "what was begun is paid until its process is gone"
 
 
 def test_a_dry_run_shows_every_trial_and_starts_nothing(
@@ -112,6 +114,26 @@ def test_a_dry_run_shows_every_trial_and_starts_nothing(
     assert closing["budget_nusd"] == 10**9
     assert said[-1] == "the search stops at $1.00"
     assert not (settings.home / "runs").exists()
+
+
+def test_the_data_may_be_searched_but_not_hold_what_judges_the_trials(
+    settings: Settings, model: Path, data: Path, tmp_path: Path
+) -> None:
+    rows = dataset.read(data, ("train", "validation"))
+    less = {**rows, "train": rows["train"][:24]}
+    leaky = {**rows, "train": [*rows["train"], rows["validation"][0]]}
+    for name, split in (("less", less), ("leaky", leaky)):
+        (tmp_path / name).mkdir()
+        dataset.write(tmp_path / name, split, dataset.card(split, name=name))
+
+    def mixed(*names: str) -> SearchConfig:
+        values = [str(data), *(str(tmp_path / name) for name in names)]
+        return job(model, data, space={"dataset": {"choice": values}})
+
+    _, jobs = tune.plan(settings, mixed("less"), "mix")
+    assert {each.corpus.folder.name for _, each in jobs} == {"desk", "less"}
+    with pytest.raises(TrainingError, match=r"1 examples that the data set .*leaky.*such as"):
+        tune.plan(settings, mixed("less", "leaky"), "mix")
 
 
 @pytest.mark.parametrize(

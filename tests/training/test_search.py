@@ -169,10 +169,13 @@ def test_the_stopper_overspends_by_no_more_than_its_trials_hold_in_one_beat(
     spending = Spending(
         root, trials=6, nusd_per_hour=3600, budget_nusd=budget, clock=clock
     )  # a nano-dollar a second
-    till, before, done = Till(spending), 0, set()
+    till, before, done, held = Till(spending), 0, set(), 0.0
     for kind, number, pause in steps:
         if till.stop_all():
-            assert before < budget or spending.stopped
+            spent = sum(spending.nusd(each) for each in spending.held().values())
+            assert spent >= budget or len(done) == spending.trials
+            assert bool(spending.stopped) == (len(done) < spending.trials)
+            assert spent <= budget + held + spending.trials, "each trial is rounded up"
             break
         before = sum(spending.nusd(each) for each in spending.held().values())
         assert before < budget
@@ -184,6 +187,7 @@ def test_the_stopper_overspends_by_no_more_than_its_trials_hold_in_one_beat(
             end = spending.on_trial_complete if kind == "e" else spending.on_trial_error
             end(0, [], tuned(number))
         clock.now += pause
+        held = len(spending.running) * pause
     copy = pickle.loads(pickle.dumps(spending))  # noqa: S301 - ours, as Ray Tune keeps it
     assert copy.running == {}
     assert copy.seconds == pytest.approx(spending.held() if not spending.running else copy.seconds)
@@ -208,6 +212,12 @@ def test_what_was_spent_outlives_the_process_and_ends_the_search(tmp_path: Path)
     (tmp_path / "trial-000").mkdir()
     (tmp_path / "trial-000" / "failure").write_text("the loss is nan")
     resumed.on_trial_error(0, [], tuned(0))
+    resumed.on_trial_complete(0, [], tuned(1))
+    clock.now += 7  # until its process was gone
+    resumed.on_experiment_end([])
+    assert resumed.held() == {"trial-000": 17.0}
+    assert resumed.ended["trial-001"] == {"failure": "", "out_of_money": True}
+    del resumed.ended["trial-001"]
     assert resumed.ended == {"trial-000": {"failure": "the loss is nan", "out_of_money": True}}
 
 
