@@ -59,6 +59,8 @@ class Distribution(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping | Distribution):
+            raise ValueError("give a distribution, such as {choice: [8, 16]}")
         if isinstance(value, Mapping) and (odd := set(value) - set(cls.model_fields)):
             known = ", ".join(cls.model_fields)
             raise ValueError(f"unknown distribution '{min(odd, key=str)}'; known are {known}")

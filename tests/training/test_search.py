@@ -53,6 +53,7 @@ def config(**changes: Any) -> SearchConfig:
             {"space": {"lora_r": {"chioce": [1]}}},
             "unknown distribution 'chioce'; known are choice, uniform",
         ),
+        ({"space": {"lora_r": [4, 8]}}, r"space.lora_r: give a distribution, such as"),
         ({"space": {"lora_r": {"choice": []}}}, "at least 1 item"),
         ({"space": {"lora_r": {}}}, "exactly one of choice"),
         ({"space": {"lora_r": {"choice": None}}}, "choice is empty"),
