@@ -35,7 +35,7 @@ from factory.catalog.errors import CatalogError
 from factory.catalog.objects import ObjectStore
 from factory.config import ConfigError, Settings
 from factory.config.pools import POOL_LABEL
-from factory.training import dataset, estimate, trial
+from factory.training import dataset, estimate, search_plot, trial
 from factory.training.config import load_as
 from factory.training.dataset import DatasetError
 from factory.training.errors import TrainingError
@@ -198,7 +198,7 @@ def _search(
             pool, nusd_per_hour = _run(settings, config, run, jobs, say)
         outcomes, stopped = collect(run, config, [each for each, _ in jobs], nusd_per_hour)
         _track(settings, experiment, tracked, jobs, outcomes)
-        draw_trials(outcomes, run.root / "trials.png")
+        search_plot.draw(outcomes, run.root / "trials.png")
         try:
             chosen = best(outcomes)
         except TrainingError:
@@ -400,58 +400,6 @@ def write_best(path: Path, config: SearchConfig, chosen: Trial, outcome: Outcome
     draft = path.with_suffix(".draft")
     draft.write_text(text + yaml.safe_dump(dict(values), sort_keys=False), "utf-8")
     draft.replace(path)
-
-
-def draw_trials(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Write a PNG: validation loss over steps by trial, and what each trial cost."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    able = [item for item in outcomes if item.status != "failed" and item.loss is not None]
-    chosen = best(outcomes).number if able else None
-    colours = {
-        "finished": "#1b6e53",
-        "stopped early": "#c2571a",
-        "out of money": "#3c5a99",
-        "failed": "#a3232b",
-        "not begun": "#999999",
-    }
-    for item in outcomes:
-        if not item.curve:
-            continue
-        steps, losses = zip(*item.curve, strict=True)
-        wide = 2.6 if item.number == chosen else 1.2
-        left.plot(steps, losses, marker="o", ms=3, lw=wide, color=colours[item.status])
-        left.annotate(
-            str(item.number),
-            (steps[-1], losses[-1]),
-            xytext=(4, 0),
-            textcoords="offset points",
-            fontsize=8,
-        )
-    left.set_xlabel("optimizer steps")
-    left.set_ylabel("validation loss (nats a learned token)")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.grid(alpha=0.25)
-    bars = [item.number for item in outcomes]
-    right.barh(
-        bars,
-        [item.nusd / 1e9 for item in outcomes],
-        color=[colours[item.status] for item in outcomes],
-    )
-    right.yaxis.set_major_locator(MaxNLocator(integer=True))
-    right.invert_yaxis()
-    right.set_xlabel("dollars")
-    right.set_ylabel("trial")
-    seen = [name for name in colours if any(item.status == name for item in outcomes)]
-    for name in seen:
-        right.barh([0], [0], color=colours[name], label=name)
-    right.legend(fontsize=8, loc="best")
-    title = "" if chosen is None else f"best: trial {chosen}, {described(outcomes[chosen].params)}"
-    figure.suptitle(title, fontsize=9)
-    figure.savefig(path, dpi=120)
 
 
 def parser() -> argparse.ArgumentParser:

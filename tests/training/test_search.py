@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.training import trial
+from factory.training import search_plot, trial
 from factory.training.config import check_as
 from factory.training.errors import TrainingError
 from factory.training.search import (
@@ -246,6 +246,14 @@ def test_a_search_without_a_loss_says_why() -> None:
         best([*broken, outcome(2, "not begun")])
     with pytest.raises(TrainingError, match="raise max_usd"):
         best([outcome(0, "out of money"), outcome(1, "not begun")])
+
+
+@pytest.mark.parametrize("kind", ["finished", "failed"])
+def test_trials_are_drawn_whatever_came_of_them(tmp_path: Path, kind: Any) -> None:
+    path = tmp_path / "trials.png"
+    seen = outcome(0, kind, (20, 0.5), (40, 0.4), nusd=10**6, reason="lost")
+    search_plot.draw([seen, outcome(1, "not begun")], path)
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_end_of_a_trial_has_a_name() -> None:
