@@ -54,6 +54,9 @@ IDLE_S = 5.0
 BARREN_S = 1.0
 """After a lease gave nothing, requests ask the database themselves for so long."""
 
+AMPLE = 512
+"""While so many entries wait, callers wait too: answers are no faster than the ledger takes them."""
+
 MOST = 20_000
 """Entries that may wait while the database does not answer; more are refused."""
 
@@ -86,6 +89,11 @@ class Till:
         self._task: asyncio.Task[None] | None = None
         self._inheriting: asyncio.Task[None] | None = None
         self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Entries in the journal that are not in the database yet."""
+        return len(self._waiting)
 
     async def start(self) -> None:
         """Begin to beat, and to look for the journals of gateways that died."""
@@ -137,6 +145,8 @@ class Till:
             if lease is None and self._writer.holds(request.request_id):
                 await self._writer.record(request, charges)
                 return
+            if len(self._waiting) >= AMPLE and not self._problem:
+                await self._move()
             if len(self._waiting) >= MOST:
                 raise LedgerUnavailable(self._problem or "too many settlements wait")
             self._journal.append(request, charges)

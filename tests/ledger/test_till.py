@@ -16,7 +16,7 @@ from factory.ledger.journal import Journal, left_behind, read
 from factory.ledger.reservations import SILENCE, Reservation
 from factory.ledger.schema import RESERVATIONS
 from factory.ledger.store import Entry, Ledger, open_ledger
-from factory.ledger.till import Till
+from factory.ledger.till import AMPLE, Till
 from factory.ledger.writer import LedgerWriter
 
 Make = Callable[..., Entry]
@@ -38,6 +38,24 @@ def held(ledger: Ledger) -> dict[str, int]:
     with ledger.read() as connection:
         rows = connection.execute(RESERVATIONS.select())
         return {row.request_id: row.amount_nusd for row in rows}
+
+
+async def test_callers_wait_for_a_ledger_that_is_slower_than_they_are(
+    ledger: Ledger, entry: Make, tmp_path: Path
+) -> None:
+    callers, each, most = 16, 150, 0
+
+    async def ask(till: Till, caller: int) -> None:
+        nonlocal most
+        for number in range(each):
+            await till.record(*entry(f"r{caller}-{number}", (1,)))
+            most = max(most, till.waiting)
+
+    async with tilling(ledger, tmp_path / "journals") as till:
+        await asyncio.gather(*(ask(till, caller) for caller in range(callers)))
+        assert most < AMPLE + callers
+        await till.flush()
+        assert ledger.costs().total.cost_nusd == callers * each
 
 
 async def test_grants_come_from_one_lease_and_charges_follow(
