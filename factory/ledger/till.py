@@ -54,8 +54,8 @@ IDLE_S = 5.0
 BARREN_S = 1.0
 """After a lease gave nothing, requests ask the database themselves for so long."""
 
-AMPLE = 512
-"""While so many entries wait, callers wait too: answers are no faster than the ledger takes them."""
+AMPLE = 256
+"""While so many entries wait, callers wait too: no answer is faster than the ledger."""
 
 MOST = 20_000
 """Entries that may wait while the database does not answer; more are refused."""
@@ -86,6 +86,7 @@ class Till:
         self._last = 0.0
         self._problem: str = ""
         self._moving = asyncio.Lock()
+        self._relieving: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._inheriting: asyncio.Task[None] | None = None
         self._closed = False
@@ -146,7 +147,7 @@ class Till:
                 await self._writer.record(request, charges)
                 return
             if len(self._waiting) >= AMPLE and not self._problem:
-                await self._move()
+                await self._relief()
             if len(self._waiting) >= MOST:
                 raise LedgerUnavailable(self._problem or "too many settlements wait")
             self._journal.append(request, charges)
@@ -244,6 +245,12 @@ class Till:
     async def _move(self, least: Mapping[str, int] | None = None, *, returns: bool = False) -> None:
         """One transaction; it runs to its end even if its caller is cancelled. `LedgerError`."""
         await asyncio.shield(asyncio.create_task(self._transact(least or {}, returns)))
+
+    async def _relief(self) -> None:
+        """Wait, together with all who wait, for one transaction."""
+        if self._relieving is None or self._relieving.done():
+            self._relieving = asyncio.create_task(self._transact({}, False))
+        await asyncio.shield(self._relieving)
 
     async def _transact(self, least: Mapping[str, int], returns: bool) -> None:
         """Charge what waits, and resize the leases that changed."""
