@@ -319,16 +319,10 @@ class Factory:
 
     def explain(self, request_id: str) -> Explanation:
         """Why a request was answered as it was. Raises `LedgerError` when it is unknown."""
-        from factory.ledger.errors import LedgerError
         from factory.ledger.outcomes import latest
         from factory.ledger.report import explain
 
-        found = self.ledger.request(request_id)
-        if found is None:
-            raise LedgerError(
-                f"the ledger has no request '{request_id}'; "
-                "the id stands in the answer's x-factory-request-id header"
-            )
+        found = self.ledger.settled(request_id)
         return explain(*found, latest(self.ledger, request_id))
 
     def create_key(

@@ -150,18 +150,12 @@ def explain(
 
     Example: factory costs explain req_0123
     """
-    from factory.ledger.errors import LedgerError
     from factory.ledger.explanation import explain as why
     from factory.ledger.outcomes import latest
 
     with state(context).ledger() as ledger:
-        found = ledger.request(request_id)
+        found = ledger.settled(request_id)
         outcome = latest(ledger, request_id)
-    if found is None:
-        raise LedgerError(
-            f"the ledger has no request '{request_id}'; "
-            "the id stands in the answer's x-factory-request-id header"
-        )
     explanation = why(*found, outcome)
     if json:
         emit(explanation.as_dict())

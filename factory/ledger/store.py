@@ -12,6 +12,7 @@ Errors are `LedgerError`, or its child `LedgerUnavailable` when the database doe
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,9 @@ Entry = tuple[RequestRecord, Sequence[ChargeRecord]]
 """A request with its charges: what is recorded together or not at all."""
 
 _CHUNK = 500
+
+SETTLING_S = 2.0
+"""A request is in the database so soon after its answer, unless the database is away."""
 _request_values = attrgetter(*REQUESTS.c.keys())
 _charge_values = attrgetter(*CHARGES.c.keys())
 
@@ -183,6 +187,21 @@ class Ledger:
         """A request and its charges in order, or None when it is not recorded."""
         with self.read() as connection:
             return _load(connection, [request_id]).get(request_id)
+
+    def settled(self, request_id: str) -> tuple[RequestRecord, list[ChargeRecord]]:
+        """`request` for one that may just have been answered; looks again for `SETTLING_S`.
+
+        Raises `LedgerError` when it is unknown after that.
+        """
+        until = time.monotonic() + SETTLING_S
+        while (found := self.request(request_id)) is None:
+            if time.monotonic() >= until:
+                raise LedgerError(
+                    f"the ledger has no request '{request_id}'; "
+                    "the id stands in the answer's x-factory-request-id header"
+                )
+            time.sleep(SETTLING_S / 20)
+        return found
 
     def requests(
         self, since: datetime | None = None, until: datetime | None = None
