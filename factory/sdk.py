@@ -297,11 +297,20 @@ class Factory:
         """Where `work` would run now, with every option. Raises `PlacementError`."""
         from factory.cluster.capacity import Capacity
         from factory.cluster.placement import place
+        from factory.cluster.spot_jobs import SpotJobs
         from factory.ledger.keys import now
+        from factory.ledger.zones import prices
 
-        found = Capacity.now(self.settings)
-        pools = self.settings.pools
-        return place(work, pools, now=now(), free=found.free, machine=found.sizes)
+        found, moment = Capacity.now(self.settings), now()
+        return place(
+            work,
+            self.settings.pools,
+            now=moment,
+            free=found.free,
+            machine=found.sizes,
+            prices=prices(self.ledger, moment),
+            spot=SpotJobs(self.settings, self.ledger).estimate(work, moment),
+        )
 
     def tco(self, plan: Plan | None = None) -> Ownership:
         """Own machines, a cloud and both for `plan`, at the prices of the configured pools."""

@@ -48,6 +48,9 @@ def submit(
             help="When it has to be done; UTC unless it says otherwise.",
         ),
     ] = None,
+    checkpoint_minutes: Annotated[
+        float, typer.Option(help="Work that an interruption without notice may cost.")
+    ] = 5,
     window: Annotated[str | None, typer.Option(help="A window of jobs.windows.")] = None,
     pool: Annotated[list[str] | None, typer.Option(help="A pool it may use; repeat it.")] = None,
     sensitivity: Annotated[str, typer.Option(help="restricted, internal or public.")] = "internal",
@@ -80,6 +83,7 @@ def submit(
         gpus=gpus,
         duration_s=None if hours is None else hours * 3600,
         deadline=deadline and (deadline if deadline.tzinfo else deadline.replace(tzinfo=UTC)),
+        checkpoint_s=checkpoint_minutes * 60,
         window=window,
         pools=tuple(pool or ()),
         sensitivity=sensitivity,
@@ -148,19 +152,60 @@ def list_(
 def show(context: typer.Context, job_id: JobId, json: Json = False) -> None:
     """Show all about a job: state and reason, attempts, wait, estimate and cost.
 
+    Of a job with a deadline also what the spot policy says now, where a record of zones is kept.
+
     Example: factory jobs show finetune-1a2b3c
     """
     from factory.cluster.queue import Queue
+    from factory.cluster.spot_jobs import SpotJobs
 
-    with state(context).ledger() as ledger:
+    this = state(context)
+    with this.ledger() as ledger:
         job = Queue(ledger).get(job_id)
+        told = SpotJobs(this.settings, ledger).told(job, datetime.now(UTC))
+    values = job.as_dict() | {"spot_policy": told}
     if json:
-        emit(job.as_dict())
+        emit(values)
         return
-    values = job.as_dict()
     spec = values.pop("spec")
     rows = [(name, value) for name, value in (values | spec).items() if value not in (None, [], "")]
     table(("", job.id), rows, "")
+
+
+@app.command()
+def zones(context: typer.Context, json: Json = False) -> None:
+    """Show what was seen of spot zones: who has capacity, since when, how often, for what price.
+
+    Example: factory jobs zones
+    """
+    from factory.cluster.zones import LONGEST, states
+    from factory.ledger.zones import observations
+
+    this, now = state(context), datetime.now(UTC)
+    pools = [name for name, pool in this.settings.pools.items() if pool.market == "spot"]
+    with this.ledger() as ledger:
+        looks = [each for name in pools for each in observations(ledger, name, now - LONGEST)]
+    found = states(looks, now)
+    if json:
+        emit({"zones": [asdict(each) for each in found]})
+        return
+    table(
+        ("pool", "zone", "", "since", "last seen", "by", "up, 7 days", "USD an hour"),
+        [
+            (
+                each.pool,
+                each.zone,
+                "up" if each.up else "out",
+                f"{each.since:%Y-%m-%d %H:%M}",
+                f"{each.seen_at:%Y-%m-%d %H:%M}",
+                each.source,
+                f"{each.share:.0%}",
+                None if each.nusd_per_hour is None else _usd(each.nusd_per_hour),
+            )
+            for each in found
+        ],
+        "No spot zone has been seen yet; the node meter and the hybrid provider keep the record.",
+    )
 
 
 @app.command()

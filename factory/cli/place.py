@@ -27,18 +27,24 @@ def place(
     from factory.cluster.placement import Work
     from factory.cluster.placement import place as decide
     from factory.cluster.specs import read
+    from factory.cluster.spot_jobs import SpotJobs
     from factory.ledger.money import usd
+    from factory.ledger.zones import prices
 
-    settings = state(context).settings
+    this = state(context)
+    settings, now = this.settings, datetime.now(UTC)
     work = read(spec, Work)
     capacity = Capacity.now(settings)
-    decided = decide(
-        work,
-        settings.pools,
-        now=datetime.now(UTC),
-        free=capacity.free,
-        machine=capacity.sizes,
-    )
+    with this.ledger() as ledger:
+        decided = decide(
+            work,
+            settings.pools,
+            now=now,
+            free=capacity.free,
+            machine=capacity.sizes,
+            prices=prices(ledger, now),
+            spot=SpotJobs(settings, ledger).estimate(work, now),
+        )
     if json:
         emit(decided.as_dict())
     else:

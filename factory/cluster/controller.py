@@ -13,14 +13,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from math import ceil
 
-from factory.cluster import eligibility, lease, local
+from factory.cluster import eligibility, lease, moving
 from factory.cluster.admission import Capacity, Held, Plan, admit
 from factory.cluster.errors import ClusterError
 from factory.cluster.lease import Deposed, Lease
@@ -28,11 +27,11 @@ from factory.cluster.offpeak import opens_at
 from factory.cluster.queue import ACTIVE, ON_CLUSTER, Queue, QueuedJob
 from factory.cluster.quota import Shares
 from factory.cluster.retries import Ending, judge
-from factory.cluster.runner import RayRunner, Runner, Seen
+from factory.cluster.runner import Runner, Seen
 from factory.cluster.spec import ask, forced
+from factory.cluster.spot_jobs import SpotJobs, worked
 from factory.config import RESOURCES, Resource, Settings
 from factory.ledger.budgets import Standing, status
-from factory.ledger.errors import LedgerUnavailable
 from factory.ledger.money import usd
 from factory.ledger.store import Ledger
 
@@ -63,6 +62,14 @@ class _Round:
     lease: Lease
     jobs: dict[str, QueuedJob]
     ended: list[str] = field(default_factory=list)
+    seen: Mapping[str, Seen] | None = None
+    """Nodes by pool, once they were asked for."""
+
+    def nodes(self, runner: Runner) -> Mapping[str, Seen]:
+        """The same, asked for once a round."""
+        if self.seen is None:
+            self.seen = runner.nodes()
+        return self.seen
 
 
 class Controller:
@@ -78,6 +85,7 @@ class Controller:
         self._settings = settings
         self._ledger = ledger
         self._queue = Queue(ledger)
+        self._spot = SpotJobs(settings, ledger)
         self._connect = connect
         self._holder = holder or f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
         self._lease: Lease | None = None
@@ -89,6 +97,7 @@ class Controller:
             return Tick(leading=False)
         jobs = {job.id: job for job in self._queue.list(ACTIVE)}
         this = _Round(now, self._lease, jobs)
+        self._spot.forget(jobs)
         try:
             return self._round(this)
         except Deposed:
@@ -113,7 +122,7 @@ class Controller:
             for job in ready:
                 self._put(this, job, reason="no cluster runs; start one with `factory up`")
             return Tick(True, self._left(this), ended=tuple(this.ended))
-        seen = runner.nodes() if ready else {}
+        seen = this.nodes(runner) if ready else {}
         plan = self._plan(this, ready, seen)
         self._wait(this, plan)
         for preemption in plan.preemptions:
@@ -147,7 +156,7 @@ class Controller:
             return
         if sight.done:
             until = min(this.now, sight.ended) if sight.ended is not None else this.now
-            job = self._charge(this, job, until)
+            job = self._charge(this, job, until, runner)
             failed = sight.status == "FAILED"
             ending = Ending(
                 sight.status,  # type: ignore[arg-type]
@@ -162,33 +171,19 @@ class Controller:
             (this.now - job.charged_until).total_seconds() >= CHARGE_S
         )
         if due:
-            job = self._charge(this, job, this.now)
+            job = self._charge(this, job, this.now, runner)
         if job.state == "starting" and sight.status == "RUNNING":
             job = self._put(this, job, state="running")
         if job.asked == "cancel":
             if job.state != "stopping":
                 self._halt(this, job, runner, "cancel", "cancelled by request")
         elif job.state != "stopping":
-            why = self._too_dear(this, job) or self._leaves_spot(this, job)
+            why = self._too_dear(this, job)
+            if why is None and due and moving.may(self._settings, job):
+                nodes = this.nodes(runner)
+                why = moving.why(self._settings, self._spot, job, nodes, this.now)
             if why is not None:
                 self._halt(this, job, runner, "preempt", why)
-
-    def _leaves_spot(self, this: _Round, job: QueuedJob) -> str | None:
-        """Why a job must go on elsewhere now; None while it may stay where it is."""
-        pool = self._settings.pools.get(job.pool or "")
-        if pool is None or pool.market != "spot" or job.started_at is None:
-            return None
-        worked = max(0.0, (this.now - job.started_at).total_seconds())
-        elsewhere = eligibility.pools(
-            self._settings, job.spec.model_copy(update={"deadline": None}), this.now
-        )
-        firm = [name for name in elsewhere if self._settings.pools[name].market != "spot"]
-        if not firm:
-            return None
-        startup = max(self._settings.pools[name].startup_s for name in firm)
-        if not eligibility.must_stay(job.spec, this.now, startup, worked):
-            return None
-        return f"moves from spot to {firm[0]}: another interruption would cost its deadline"
 
     def _too_dear(self, this: _Round, job: QueuedJob) -> str | None:
         cap = job.spec.max_usd
@@ -246,6 +241,9 @@ class Controller:
                         f"({usd(standing.limit_nusd)} USD)"
                     )
                 return _full(standing)
+        advice = self._spot.advise(job, now)
+        if advice is not None and not advice.pools:
+            return f"waits for spot: {advice.reasons}"
         return None
 
     def _standings(self, this: _Round, team: str) -> list[Standing]:
@@ -269,9 +267,12 @@ class Controller:
             and job.spec.priority in settings.jobs.classes
         ]
         pools = capacities(settings, seen, held)
-        asks = [
-            ask(job.id, job.spec, job.order, settings, this.now, job.eligible_at) for job in ready
-        ]
+        asks = []
+        for job in ready:
+            advice = self._spot.advise(job, this.now)
+            where = None if advice is None else advice.pools
+            since = job.eligible_at
+            asks.append(ask(job.id, job.spec, job.order, settings, this.now, since, where))
         if not asks:
             return Plan((), (), ())
         return admit(asks, held, pools, Shares.of(settings), patience_s=settings.jobs.patience_s)
@@ -284,6 +285,10 @@ class Controller:
 
     def _start(self, this: _Round, job: QueuedJob, runner: Runner, pool: str, reason: str) -> None:
         """First the word, then the deed: a start that was written is made, by whom ever."""
+        zone = None
+        if (advice := self._spot.advise(job, this.now)) is not None:
+            reason = f"{reason}; {advice.reasons}"
+            zone = advice.zone if pool == advice.sides.spot else None
         job = self._put(
             this,
             job,
@@ -292,6 +297,7 @@ class Controller:
             attempt=job.attempt + 1,
             cluster=runner.cluster_id,
             pool=pool,
+            zone=zone,
             position=None,
             asked=None,
             started_at=this.now,
@@ -324,6 +330,9 @@ class Controller:
             "interruptions": job.interruptions + verdict.interrupted,
             "reason": verdict.diagnosis,
         }
+        if verdict.next == "retry" and ending.asked != "preempt":
+            lost = job.spec.checkpoint_s if verdict.interrupted else job.worked_s
+            counts["worked_s"] = max(0.0, job.worked_s - lost)
         this.ended.append(job.id)
         if verdict.next == "retry":
             reason = job.reason if ending.asked == "preempt" else verdict.diagnosis
@@ -342,16 +351,21 @@ class Controller:
         state = {"done": "succeeded", "cancelled": "cancelled", "dead": "dead"}[verdict.next]
         self._put(this, job, state=state, ended_at=at or this.now, position=None, **counts)
 
-    def _charge(self, this: _Round, job: QueuedJob, until: datetime) -> QueuedJob:
+    def _charge(self, this: _Round, job: QueuedJob, until: datetime, runner: Runner) -> QueuedJob:
         pool = self._settings.pools.get(job.pool or "")
         if pool is None:
             return job
         rate = eligibility.nusd_per_hour(pool, job.spec)
         team = self._settings.teams.get(job.team)
         budget = None if team is None else team.budget
+        since = job.charged_until
         job = self._queue.charge(this.lease, job, until, rate, budget)
         this.jobs[job.id] = job
-        return job
+        if since is None or job.spec.deadline is None or until <= since:
+            return job
+        if pool.market != "onprem" and moving.held(job, this.nodes(runner)) is None:
+            return job
+        return self._put(this, job, worked_s=worked(job, since, until))
 
     @staticmethod
     def _waited(job: QueuedJob, now: datetime, eligible_at: datetime | None) -> dict[str, object]:
@@ -397,45 +411,3 @@ def _full(standing: Standing) -> str:
 
 def _at(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
-def run(
-    settings: Settings,
-    ledger: Ledger,
-    *,
-    every_s: float = 0.5,
-    idle_exit_s: float | None = None,
-    stopped: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = lambda _: None,
-) -> None:
-    """Drive the queue until `stopped`, or until nothing was to do for `idle_exit_s`."""
-    from factory.config import find
-
-    def connect() -> Runner | None:
-        cluster = local.current(settings)
-        if cluster is None or not cluster.ready:
-            return None
-        return RayRunner(settings, cluster, find(None))
-
-    controller = Controller(settings, ledger, connect)
-    busy = time.monotonic()
-    trouble: str | None = None
-    try:
-        while not stopped():
-            try:
-                tick = controller.tick(datetime.now(UTC))
-            except LedgerUnavailable as error:
-                tick = Tick(leading=True, active=1, trouble=str(error))
-            for name in ("started", "preempted", "ended"):
-                for job_id in getattr(tick, name):
-                    say(f"{name} {job_id}")
-            if tick.trouble != trouble and tick.trouble is not None:
-                say(tick.trouble)
-            trouble = tick.trouble
-            if tick.active and tick.leading:
-                busy = time.monotonic()
-            if idle_exit_s is not None and time.monotonic() - busy > idle_exit_s:
-                return
-            time.sleep(every_s)
-    finally:
-        controller.close(datetime.now(UTC))

@@ -8,17 +8,61 @@ from __future__ import annotations
 import argparse
 import signal
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
-from factory.cluster import snapshot
-from factory.cluster.controller import run
+from factory.cluster import local, snapshot
+from factory.cluster.controller import Controller, Tick
 from factory.cluster.queue import ACTIVE, Queue
-from factory.config import load
-from factory.ledger.store import open_ledger
+from factory.cluster.runner import RayRunner, Runner
+from factory.config import Settings, find, load
+from factory.ledger.errors import LedgerUnavailable
+from factory.ledger.store import Ledger, open_ledger
 
 IDLE_S = 30.0
 KEEP_S = 86_400.0
 """How long code is kept that no job needs."""
+
+
+def run(
+    settings: Settings,
+    ledger: Ledger,
+    *,
+    every_s: float = 0.5,
+    idle_exit_s: float | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Drive the queue until `stopped`, or until nothing was to do for `idle_exit_s`."""
+
+    def connect() -> Runner | None:
+        cluster = local.current(settings)
+        if cluster is None or not cluster.ready:
+            return None
+        return RayRunner(settings, cluster, find(None))
+
+    controller = Controller(settings, ledger, connect)
+    busy = time.monotonic()
+    trouble: str | None = None
+    try:
+        while not stopped():
+            try:
+                tick = controller.tick(datetime.now(UTC))
+            except LedgerUnavailable as error:
+                tick = Tick(leading=True, active=1, trouble=str(error))
+            for name in ("started", "preempted", "ended"):
+                for job_id in getattr(tick, name):
+                    say(f"{name} {job_id}")
+            if tick.trouble != trouble and tick.trouble is not None:
+                say(tick.trouble)
+            trouble = tick.trouble
+            if tick.active and tick.leading:
+                busy = time.monotonic()
+            if idle_exit_s is not None and time.monotonic() - busy > idle_exit_s:
+                return
+            time.sleep(every_s)
+    finally:
+        controller.close(datetime.now(UTC))
 
 
 def main() -> None:

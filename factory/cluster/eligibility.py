@@ -26,19 +26,24 @@ def pools(settings: Settings, spec: JobSpec, now: datetime) -> tuple[str, ...]:
     """The pools a job may run in, in the order of `placement.place`.
 
     A job whose deadline allows no interruption any more gets no spot nodes; one that fits no pool
-    gets none at all.
+    gets none at all. Where a record of the zones says more, `spot_jobs` decides instead.
     """
-    try:
-        decided = placed(settings, spec, now)
-    except PlacementError:
-        return ()
-    fitting = [option.pool for option in decided.options if option.fits]
+    fitting = fit(settings, spec, now)
     if not fitting and spec.deadline is not None:  # late is better than never
         return pools(settings, spec.model_copy(update={"deadline": None}), now)
     firm = [name for name in fitting if settings.pools[name].market != "spot"]
     if firm and must_stay(spec, now, max(settings.pools[name].startup_s for name in firm)):
         return tuple(firm)
-    return tuple(fitting)
+    return fitting
+
+
+def fit(settings: Settings, spec: JobSpec, now: datetime) -> tuple[str, ...]:
+    """The pools that take the job, in the order of `placement.place`, whatever comes of spot."""
+    try:
+        decided = placed(settings, spec, now)
+    except PlacementError:
+        return ()
+    return tuple(option.pool for option in decided.options if option.fits)
 
 
 def placed(settings: Settings, spec: JobSpec, now: datetime) -> Placement:

@@ -1,4 +1,4 @@
-"""The node meter: reads Ray's tables once a minute and writes node-hours into the ledger.
+"""The node meter: once a minute, node-hours and what spot zones have, from Ray to the ledger.
 
     python -m factory.cluster.meter        # started beside the head by `factory up`
 
@@ -10,20 +10,23 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 
-from factory.cluster import local
+from factory.cluster import local, zones
 from factory.cluster.errors import ClusterError
 from factory.cluster.nodehours import Clock, Node, Use, count, node_of, resumed
 from factory.config import Pool, Settings, load
 from factory.ledger.errors import LedgerUnavailable
 from factory.ledger.nodes import NodeSpan, counted, record
 from factory.ledger.store import Ledger, open_ledger
+from factory.ledger.zones import observe
 
 INTERVAL_S = 60.0
+LATE = timedelta(minutes=5)
+"""A node is seen to be gone at most so long after its end."""
 _REPLICA = "ServeReplica:"
 _SERVE = ("ServeController", "ProxyActor", "HTTPProxyActor", "JobSupervisor")
 
@@ -62,6 +65,11 @@ def beat(
     return after, spans
 
 
+def look(ledger: Ledger, nodes: Iterable[Node], pools: Mapping[str, Pool], now: datetime) -> int:
+    """Keep what the nodes tell of their spot zones; returns how much of it is news."""
+    return observe(ledger, zones.seen(nodes, pools, now, now - LATE))
+
+
 def watch(settings: Settings, *, interval_s: float = INTERVAL_S) -> None:
     """Count until the head is gone. What cannot be counted now is counted at the next beat."""
     ledger = open_ledger(settings.database_url)
@@ -71,6 +79,7 @@ def watch(settings: Settings, *, interval_s: float = INTERVAL_S) -> None:
             try:
                 nodes = seen(cluster, settings.pools, settings.models)
                 now, steady = datetime.now(UTC), time.monotonic()
+                look(ledger, nodes, settings.pools, now)
                 clock, _ = beat(ledger, clock, nodes, settings.pools, wall=now, steady=steady)
             except (ClusterError, LedgerUnavailable) as error:
                 print(f"meter: {error}", file=sys.stderr, flush=True)

@@ -22,6 +22,8 @@ GPU_WEIGHT = 0.8
 """Part of a GPU node's price that follows its GPUs; the rest follows its CPUs."""
 LONGEST_GAP = timedelta(days=1)
 """A longer time without a meter is not believed to have been spent; only this much is counted."""
+_TAKEN = ("Unexpected termination", "Terminated due to preemption")
+"""How Ray's `state_message` of a dead node begins when its cloud took it."""
 _MACHINE_LABEL = "factory/machine"
 """The provider's id of the machine, which outlives Ray's node id."""
 
@@ -48,6 +50,8 @@ class Node:
     alive: bool = True
     started: datetime | None = None
     ended: datetime | None = None
+    taken: bool = False
+    """It is gone, and nobody here let it go."""
     cpus: float = 0.0
     gpus: float = 0.0
     memory_gib: float = 0.0
@@ -152,6 +156,7 @@ def node_of(raw: Mapping[str, object], uses: Iterable[Use], pools: Mapping[str, 
         alive=raw.get("state") == "ALIVE",
         started=_moment(raw.get("start_time_ms")),
         ended=_moment(raw.get("end_time_ms")),
+        taken=raw.get("state") == "DEAD" and str(raw.get("state_message") or "").startswith(_TAKEN),
         cpus=float(total.get("CPU", 0)),
         gpus=float(total.get("GPU", 0)),
         memory_gib=float(total.get("memory", 0)) / 2**30,

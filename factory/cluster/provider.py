@@ -3,6 +3,7 @@
     provider:
       type: external
       module: factory.cluster.provider.HybridNodeProvider
+      ledger: sqlite:////opt/factory/.factory/factory.db      # optional: what was in stock, when
       providers:
         onprem: {type: local, head_ip: 10.0.0.1, worker_ips: [10.0.0.2, 10.0.0.3]}
         aws: {type: aws, region: us-east-2}
@@ -31,6 +32,7 @@ from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USE
 from factory.cluster.caps import Caps
 from factory.cluster.errors import ClusterError
 from factory.cluster.stock import Shelf, classify
+from factory.cluster.stockroom import Record
 
 _log = logging.getLogger(__name__)
 _CONFIG_FILE = "~/ray_bootstrap_config.yaml"
@@ -71,6 +73,7 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc]
         except (KeyError, TypeError, AttributeError):
             _log.warning("what was remembered of stock-outs cannot be read; starting afresh")
         self._capped: frozenset[str] = frozenset(self._caps.state().get("original", {}))
+        self._record = Record(provider_config.get("ledger"))
 
     # What there is.
 
@@ -173,6 +176,8 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc]
             )
         except Exception as error:  # whatever a cloud's library raises
             trouble = classify(error)
+            if trouble == "stock-out":
+                self._record.saw(labels, False, "stock-out", self._clock())
             with self._lock:
                 self._shelf = self._shelf.failed(node_type, trouble, self._clock())
                 self._review()
@@ -181,6 +186,7 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc]
             raise NodeLaunchException(trouble, str(error)[:200], None) from error
         with self._lock:
             self._shelf = self._shelf.launched(node_type)
+        self._record.saw(labels, True, "launched", self._clock())
         return made
 
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> Any:

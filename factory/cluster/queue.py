@@ -64,6 +64,10 @@ class QueuedJob:
     cost_nusd: int = 0
     waited_s: float = 0.0
     """Seconds in which it could have run and had to wait: the queue wait."""
+    worked_s: float = 0.0
+    """Seconds of work that are believed to be done, of a job with a deadline."""
+    zone: str | None = None
+    """Zone of the spot node that the current attempt asked for, where zones are named."""
     started_at: datetime | None = None
     """Start of the current attempt."""
     charged_until: datetime | None = None

@@ -21,7 +21,7 @@ from factory.cluster.errors import ClusterError
 from factory.cluster.jobs import Job, Jobs
 from factory.cluster.local import Cluster
 from factory.cluster.queue import QueuedJob
-from factory.config import POOL_LABEL, OwnPool, Resource, Settings
+from factory.config import POOL_LABEL, ZONE_LABEL, OwnPool, Resource, Settings
 
 JOB_ID = "FACTORY_JOB_ID"
 """Names the job in its process; the same in every attempt, so a run of that name is resumed."""
@@ -54,6 +54,8 @@ class Seen:
 
     nodes: tuple[Mapping[Resource, float], ...]
     used: Mapping[Resource, float]
+    zones: frozenset[str] = frozenset()
+    """Zones that its nodes are labelled with."""
 
 
 class Runner(Protocol):
@@ -101,7 +103,8 @@ class RayRunner:
         env[JOB_ID] = job.id
         env["RAY_JOB_STOP_WAIT_TIME_S"] = str(self._settings.jobs.stop_grace_s)
         if pool in self._labelled():
-            env[SELECTOR] = json.dumps({POOL_LABEL: pool})
+            zone = {} if job.zone is None else {ZONE_LABEL: job.zone}
+            env[SELECTOR] = json.dumps({POOL_LABEL: pool} | zone)
         try:
             self._jobs.submit(
                 job.spec.module,
@@ -152,18 +155,23 @@ def totals(settings: Settings, cluster: Cluster) -> dict[str, Seen]:
 
 
 def _by_pool(settings: Settings, nodes: Iterable[_Node]) -> dict[str, Seen]:
-    found: dict[str, tuple[list[dict[Resource, float]], dict[Resource, float]]] = {}
+    found: dict[str, tuple[list[dict[Resource, float]], dict[Resource, float], set[str]]] = {}
     home = next(
         (name for name, pool in settings.pools.items() if isinstance(pool, OwnPool)),
         next(iter(settings.pools)),
     )
     for labels, total, used in nodes:
         name = labels.get(POOL_LABEL, home)
-        here, taken = found.setdefault(name, ([], {}))
+        here, taken, zones = found.setdefault(name, ([], {}, set()))
+        if ZONE_LABEL in labels:
+            zones.add(labels[ZONE_LABEL])
         here.append({mine: total.get(ray, 0.0) for ray, mine in _RAY.items()})
         for ray, mine in _RAY.items():
             taken[mine] = taken.get(mine, 0.0) + used.get(ray, 0.0)
-    return {name: Seen(tuple(here), used) for name, (here, used) in found.items()}
+    return {
+        name: Seen(tuple(here), used, frozenset(zones))
+        for name, (here, used, zones) in found.items()
+    }
 
 
 def _status(cluster: Cluster) -> list[_Node]:

@@ -56,6 +56,8 @@ class JobSpec(Section):
     """How long it will take; null when nobody knows."""
     deadline: AwareDatetime | None = None
     """When it has to be done."""
+    checkpoint_s: Annotated[float, Field(ge=0, le=86_400)] = 300
+    """Work that an interruption without notice may cost: the time between two checkpoints."""
     window: Name | None = None
     """Off-peak window of `jobs.windows` in which it may start."""
     pools: tuple[Name, ...] = ()

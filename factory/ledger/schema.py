@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-HEAD = "0005"
+HEAD = "0006"
 """The migration that this code is written for."""
 
 VERSION_TABLE = "factory_ledger_version"
@@ -41,6 +41,7 @@ APPEND_ONLY = (
     "calibrations",
     "node_hours",
     "job_charges",
+    "zone_observations",
 )
 
 
@@ -366,6 +367,8 @@ class JobRow(Base):
     estimate_nusd: Mapped[int | None] = mapped_column(BigInteger)
     cost_nusd: Mapped[int] = mapped_column(BigInteger)
     waited_s: Mapped[float]
+    worked_s: Mapped[float] = mapped_column(server_default="0")
+    zone: Mapped[str | None]
     started_at: Mapped[datetime | None]
     charged_until: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
@@ -385,6 +388,21 @@ class JobChargeRow(Base):
     since: Mapped[datetime]
     until: Mapped[datetime]
     cost_nusd: Mapped[int] = mapped_column(BigInteger)
+
+
+class ZoneObservationRow(Base):
+    """Whether a node of a zone could be had at one moment; see `zones`."""
+
+    __tablename__ = "zone_observations"
+    __table_args__ = (Index(None, "pool", "at"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    at: Mapped[datetime]
+    pool: Mapped[str]
+    zone: Mapped[str]
+    up: Mapped[bool]
+    source: Mapped[str]
+    nusd_per_hour: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class LeaseRow(Base):
@@ -415,6 +433,7 @@ CALIBRATIONS = Base.metadata.tables["calibrations"]
 NODE_HOURS = Base.metadata.tables["node_hours"]
 JOBS = Base.metadata.tables["jobs"]
 JOB_CHARGES = Base.metadata.tables["job_charges"]
+ZONE_OBSERVATIONS = Base.metadata.tables["zone_observations"]
 LEASES = Base.metadata.tables["leases"]
 
 
