@@ -86,8 +86,8 @@ def run(
     factory, objective = first.result(), attainment
     _say(f"  factory, told {objective:.2%}: {_line(factory)}")
     as_told = factory
-    while factory.attainment < reference.attainment and objective < 0.999:
-        objective = 1 - (1 - objective) / 2
+    while factory.attainment < reference.attainment and objective < 0.9999:
+        objective = 1 - (1 - objective) * 0.6
         factory = ours(objective)
         _say(f"  factory, told {objective:.2%}: {_line(factory)}")
     best = clairvoyant(

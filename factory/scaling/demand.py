@@ -30,7 +30,9 @@ TREND_S = 180.0
 ERRORS = 480
 """Past errors that a forecaster is judged by: 40 minutes."""
 FEWEST_ERRORS = 12
-"""Fewer errors than this say nothing; until then arrivals are taken for a Poisson process."""
+"""Fewer errors than this say nothing."""
+UNJUDGED = 0.5
+"""Relative error that a forecaster is taken to have until then, or that of a Poisson process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ class Demand:
             level = max(0.0, float(values[-1]))
             if said.size < FEWEST_ERRORS:
                 if best is None:
-                    best = Forecast(level + poisson, level, f"{name}, too new to be judged")
+                    doubt = max(poisson, UNJUDGED * level)
+                    best = Forecast(level + doubt, level, f"{name}, too new to be judged")
                 continue
             first = max(0, known - ERRORS) + lead + 1
             ends = first + window + np.arange(said.size)

@@ -36,12 +36,18 @@ CAREFREE, CAREFUL = (0.9, 0.7), (0.4, 0.99)
 errors to which a forecast is raised: with the error budget untouched, and with it spent."""
 BUDGET_S = 3600.0
 """Seconds over which requests that miss the target fade from the error budget."""
+LEAST_SHARE, LEAST_SPREAD = 0.15, 0.05
+"""Bounds of that share, however rare misses are to be, and of the spread of latencies."""
 SAFETY_RANGE = (0.1, 4.0)
 """Bounds of the learned factor on the safety margin."""
 SAFETY_UP, SAFETY_DOWN = 0.01, 0.005
 """Relative change of the margin a second, at a latency 2.7 times too high or too low."""
 NEWCOMER_S = 120.0
 """Seconds, beside the start-up time, in which a new policy only adds replicas: it knows nothing."""
+
+
+Z = NormalDist().inv_cdf
+"""Standard deviations above the mean at which a share of a normal distribution lies below."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,8 +273,8 @@ def _caution(state: State, target: Target) -> float:
     return min(1.0, state.late / state.served / (1 - target.attainment))
 
 
-def _between(index: int, caution: float) -> float:
-    return CAREFREE[index] + caution * (CAREFUL[index] - CAREFREE[index])
+def _between(carefree: float, careful: float, caution: float) -> float:
+    return carefree + caution * (careful - carefree)
 
 
 def _late_share(signals: Signals, target: Target) -> float:
@@ -279,8 +285,14 @@ def _late_share(signals: Signals, target: Target) -> float:
     median, high = signals.ttft_p50_s, signals.ttft_p95_s
     if not target.ttft_s or median <= 0 or high <= 0:
         return 0.0
-    spread = max(log(max(high / median, 1.0)) / NormalDist().inv_cdf(0.95), 0.05)
-    return 1 - NormalDist().cdf(log(target.ttft_s / median) / spread)
+    return 1 - NormalDist().cdf(log(target.ttft_s / median) / _spread(signals))
+
+
+def _spread(signals: Signals) -> float:
+    """The standard deviation of the logarithm of the time to first token."""
+    if signals.ttft_p50_s <= 0 or signals.ttft_p95_s <= 0:
+        return LEAST_SPREAD
+    return max(log(max(signals.ttft_p95_s / signals.ttft_p50_s, 1.0)) / Z(0.95), LEAST_SPREAD)
 
 
 def _safety(state: State, signals: Signals, target: Target, passed: float) -> float:
@@ -292,12 +304,22 @@ def _safety(state: State, signals: Signals, target: Target, passed: float) -> fl
     ratio = _pressure(signals, target)
     if ratio is None:
         return state.safety
-    error = max(-1.0, min(log(ratio / _between(0, _caution(state, target))), 1.0))
+    careful = min(CAREFUL[0], _rare(signals, target))
+    wanted = _between(CAREFREE[0], careful, _caution(state, target))
+    error = max(-1.0, min(log(ratio / wanted), 1.0))
     if error > 0 and (signals.starting or signals.queued):
         return state.safety
     gain = SAFETY_UP if error > 0 else SAFETY_DOWN
     low, high = SAFETY_RANGE
     return min(high, max(low, state.safety * exp(gain * passed * error)))
+
+
+def _rare(signals: Signals, target: Target) -> float:
+    """Share of the target below which the 95th percentile keeps misses as rare as is wanted.
+
+    With log-normal latencies of spread s, p95 = T exp(-s (z(attainment) - z(0.95))).
+    """
+    return max(LEAST_SHARE, exp(-_spread(signals) * (Z(target.attainment) - Z(0.95))))
 
 
 def _pressure(signals: Signals, target: Target) -> float | None:
@@ -330,12 +352,12 @@ def _need(signals: Signals, state: State, target: Target) -> tuple[int, list[str
     forecast = state.demand.forecast(
         lead_s=startup + BIN_S,
         window_s=WINDOW_S,
-        quantile=_between(1, _caution(state, target)),
+        quantile=_between(CAREFREE[1], CAREFUL[1], _caution(state, target)),
     )
     base = forecast.level / rate
     doubt = max(0.0, forecast.rate - forecast.level) / rate
     # Square-root staffing: the batch places in use vary like the root of their number.
-    z = NormalDist().inv_cdf(target.attainment)
+    z = Z(target.attainment)
     chance = z * sqrt(max(base, 0.0) * 1.5 / batch)
     margin = (doubt + chance) * state.safety
     backlog = max(0.0, signals.queued + signals.waiting - signals.ready)
