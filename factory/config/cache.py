@@ -32,3 +32,5 @@ class Cache(Section):
     """For endpoints with `semantic_cache: true`."""
     embeddings: int = Field(default=50_000, ge=0)
     """Embeddings kept per gateway replica; 0 keeps none."""
+    retrievals: int = Field(default=10_000, ge=0)
+    """Results of searches in vector stores kept per gateway replica; 0 keeps none."""

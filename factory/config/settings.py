@@ -30,6 +30,8 @@ class Settings(Section):
     """SQLAlchemy URL of the ledger; empty means SQLite under `home`."""
     mlflow: str = ""
     """MLflow tracking URI; empty means SQLite under `home`."""
+    vectors: str = ""
+    """LanceDB URL of the vector stores: a folder, `s3://` or `gs://`; empty means under `home`."""
     models: dict[Name, Model]
     """The catalog."""
     endpoints: dict[Name, Endpoint]
@@ -97,6 +99,11 @@ class Settings(Section):
     def objects(self) -> Path:
         """Root folder of the object store."""
         return self.home / "objects"
+
+    @property
+    def vectors_url(self) -> str:
+        """LanceDB URL of the vector stores."""
+        return self.vectors or str(self.home / "vectors")
 
     @property
     def top_model(self) -> str:

@@ -23,8 +23,10 @@ from factory.gateway.call import Request as Asked
 from factory.gateway.completions import parse_completion
 from factory.gateway.engine import Route
 from factory.gateway.errors import ApiError, unavailable
-from factory.gateway.pipeline import JSON, Gateway, Reply
+from factory.gateway.pipeline import Gateway
+from factory.gateway.replies import JSON, Reply
 from factory.gateway.reviews import shown
+from factory.gateway.store_routes import add_store_routes
 from factory.gateway.stream import EventStream, error_response
 from factory.ledger.errors import LedgerError
 from factory.telemetry.exposition import CONTENT_TYPE
@@ -114,6 +116,8 @@ def build_app(gateway: Gateway) -> FastAPI:
         """Say whether an answer did its job, and how many minutes people spent on it."""
         key = await gateway.key(request.headers.get("authorization"))
         return _json(await gateway.outcomes.report(key, await _body(request, limit)))
+
+    add_store_routes(app, gateway, lambda request: partial(_body, request, limit))
 
     @app.get("/v1/models", **schema.MODELS)
     async def models(request: Request) -> Response:

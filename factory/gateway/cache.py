@@ -24,7 +24,7 @@ from cachetools import TTLCache
 
 from factory.config import Cache as CacheSettings
 from factory.gateway.answers import Answer
-from factory.gateway.call import Call, Request
+from factory.gateway.call import Asked, Call
 from factory.gateway.clock import Clock
 from factory.gateway.replies import Rendered, render
 from factory.gateway.served import Served
@@ -54,11 +54,11 @@ class Policy:
     reason: str
 
 
-def policy(chat: Request, tiers: tuple[int, ...], cache_control: str) -> Policy:
+def policy(request: Asked, tiers: tuple[int, ...], cache_control: str) -> Policy:
     """The decision for one request, from its fields, its endpoint's tiers and `Cache-Control`."""
     if 0 not in tiers:
         return Policy(False, False, "cache off: the endpoint has no tier 0")
-    if not chat.repeatable:
+    if not request.repeatable:
         return Policy(False, False, "cache off: temperature without a seed")
     if cache_control:
         wishes = {part.strip().lower() for part in cache_control.split(",")}

@@ -1,6 +1,7 @@
 """The embeddings route: each text is computed once, the rest comes from tier 0.
 
     body = await embedding.run(journey, call)    # bytes; settled
+    embedded = await embedding.vectors(journey, call, served)    # charged
 
 A text that was embedded before, by the same model for the same team, is free. The others go to the
 engine together, which batches them with those of other requests.
@@ -9,11 +10,14 @@ engine together, which batches them with those of other requests.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from cachetools import LRUCache
 
+from factory.config import Endpoint
 from factory.gateway.answers import estimate_tokens
 from factory.gateway.breakers import Breakers
 from factory.gateway.call import Call
@@ -29,6 +33,19 @@ from factory.routing.ladder import Rung, climbable
 
 _Known = LRUCache[tuple[str, str, str], tuple[Vectors, int]]
 
+E = TypeVar("E", bound=EmbeddingRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The embeddings of one request."""
+
+    vectors: Vectors
+    """Float32, of shape (texts, dimensions)."""
+    tokens: int
+    computed: bool
+    """False when all of them were known before, so nothing was charged."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedding:
@@ -43,8 +60,28 @@ class Embedding:
 
     async def run(self, journey: Journey, call: Call[EmbeddingRequest]) -> bytes:
         """The reply to a request, settled. Raises `ApiError`."""
+        served = self.served(call.endpoint, call.served)
+        embedded = await self.vectors(journey, call, served)
+        body = embeddings_reply(call.request, served.label, embedded.vectors, embedded.tokens)
+        journey.embedded(served, embedded.tokens, embedded.computed)
+        await self.settlement.ok(journey)
+        return body
+
+    def served(self, endpoint: Endpoint, among: Mapping[int, Served]) -> Served:
+        """Who embeds for an endpoint now. Raises `ApiError` 503 when nobody can."""
+        rungs = [
+            Rung(tier, one.external, one.off or self.breakers.why_not(one))
+            for tier, one in among.items()
+        ]
+        ladder = climbable(endpoint, rungs)
+        if not ladder.usable:
+            why = "; ".join(why for _, why in ladder.blocked) or "the endpoint has no encoder"
+            raise unavailable(f"no model can embed for this endpoint now: {why}", 5)
+        return among[ladder.usable[0]]
+
+    async def vectors(self, journey: Journey, call: Call[E], served: Served) -> Embedded:
+        """The embeddings of a request's texts, charged but not settled. Raises `ApiError`."""
         asked = call.request
-        served = self._served(call)
         found = self._found(journey, call, served)
         missing = [text for text in dict.fromkeys(asked.texts) if text not in found]
         if missing:
@@ -57,16 +94,10 @@ class Embedding:
             journey.cache = "hit"
         vectors = np.stack([found[text][0] for text in asked.texts])
         tokens = sum(found[text][1] for text in asked.texts)
-        body = embeddings_reply(asked, served.label, vectors, tokens)
-        if missing:
-            journey.answered(served, served.tier, tokens, 0)
-        else:
-            journey.reuse_vectors(served, tokens)
-        await self.settlement.ok(journey)
-        return body
+        return Embedded(vectors, tokens, computed=bool(missing))
 
     def _found(
-        self, journey: Journey, call: Call[EmbeddingRequest], served: Served
+        self, journey: Journey, call: Call[E], served: Served
     ) -> dict[str, tuple[Vectors, int]]:
         if 0 not in call.endpoint.tiers or not self.known.maxsize:
             return {}
@@ -74,17 +105,6 @@ class Embedding:
         team, version = journey.key.team, served.version
         hits = {text: self.known.get((team, version, text)) for text in call.request.texts}
         return {text: hit for text, hit in hits.items() if hit is not None}
-
-    def _served(self, call: Call[EmbeddingRequest]) -> Served:
-        rungs = [
-            Rung(tier, one.external, one.off or self.breakers.why_not(one))
-            for tier, one in call.served.items()
-        ]
-        ladder = climbable(call.endpoint, rungs)
-        if not ladder.usable:
-            why = "; ".join(why for _, why in ladder.blocked) or "the endpoint has no encoder"
-            raise unavailable(f"no model can embed for this endpoint now: {why}", 5)
-        return call.served[ladder.usable[0]]
 
     async def _compute(
         self, journey: Journey, served: Served, purse: Purse, texts: list[str]

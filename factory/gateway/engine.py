@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 Vectors = NDArray[np.float32]
 """One row a text."""
 
-Route = Literal["chat", "completions", "embeddings"]
-"""Which of OpenAI's routes a request came by."""
+Route = Literal["chat", "completions", "embeddings", "store", "file", "search"]
+"""Which of OpenAI's routes a request came by; the last three are those of vector stores."""
 Body = dict[str, Any]
 """An OpenAI request."""
 Completion = dict[str, Any]

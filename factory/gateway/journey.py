@@ -148,9 +148,16 @@ class Journey:
             reason=why,
         )
 
-    def reuse_vectors(self, served: Served, prompt_tokens: int) -> None:
-        """Answer with embeddings that are known already."""
-        self._free(served, "cache", prompt_tokens, 0, "all texts were embedded before")
+    def embedded(self, served: Served, prompt_tokens: int, computed: bool) -> None:
+        """Answer with embeddings, or with what they were good for; free unless `computed`."""
+        if computed:
+            self.answered(served, served.tier, prompt_tokens, 0)
+        else:
+            self._free(served, "cache", prompt_tokens, 0, "all texts were embedded before")
+
+    def found_before(self, served: Served, prompt_tokens: int) -> None:
+        """Answer with what a search found before."""
+        self._free(served, "cache", prompt_tokens, 0, "the same search was made before")
 
     def _free(
         self, served: Served, kind: ChargeKind, prompt_tokens: int, completion_tokens: int, why: str

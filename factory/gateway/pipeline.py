@@ -15,28 +15,25 @@ import logging
 import os
 import random
 import re
-import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
 from cachetools import LRUCache
-from pydantic_core import to_json
 
 from factory.catalog.objects import ObjectStore
 from factory.config import Settings
-from factory.gateway import access, cache, readiness
-from factory.gateway.answers import estimate_tokens
+from factory.gateway import cache, readiness
+from factory.gateway.admission import Admission, expected_tokens, new_id
 from factory.gateway.awakening import Awakening
 from factory.gateway.body import parse
 from factory.gateway.breakers import Breakers
-from factory.gateway.call import Asked, Call, Q, Request, scopes, tightest
+from factory.gateway.call import Asked, Call, Request
 from factory.gateway.clock import Clock
 from factory.gateway.computation import Computation, Part
 from factory.gateway.deepening import Deepening
 from factory.gateway.embedding import Embedding
-from factory.gateway.embedding_body import parse_embeddings
+from factory.gateway.embedding_body import EmbeddingRequest, parse_embeddings
 from factory.gateway.engine import Route
 from factory.gateway.errors import ApiError
 from factory.gateway.experience import Experience
@@ -50,60 +47,40 @@ from factory.gateway.metrics import Engines, Metrics
 from factory.gateway.outcomes import Outcomes
 from factory.gateway.patience import Patience
 from factory.gateway.purse import Bank, Purses
-from factory.gateway.rates import Rates, refusal
-from factory.gateway.replies import Rendered, Stamp, error_event, relayed, render
-from factory.gateway.reviews import ASYNC, POLL_S, Reviews, answer_of, request_of, shown
+from factory.gateway.replies import (
+    EVENTS,
+    Events,
+    Opening,
+    Rendered,
+    Reply,
+    Stamp,
+    error_event,
+    relayed,
+    render,
+)
+from factory.gateway.retrieval import Retrieval
+from factory.gateway.reviews import ASYNC, Reviews
 from factory.gateway.rules import LABEL, Rules
 from factory.gateway.served import Pinned, Served, Serving
 from factory.gateway.settlement import Settlement
+from factory.gateway.store_bodies import StoreFile, StoreMake, StoreSearch
+from factory.gateway.stores import Stores
 from factory.gateway.tier0 import Tier0
 from factory.gateway.turns import Turns
+from factory.gateway.verdicts import Verdicts, lowest_asleep
 from factory.ledger.budgets import configured
 from factory.ledger.errors import LedgerError
-from factory.ledger.keys import ApiKey, list_keys
+from factory.ledger.keys import ApiKey
 from factory.ledger.report import explain
-from factory.ledger.reviews import Review
 from factory.ledger.store import Entry, Ledger
 from factory.ledger.till import LATEST_S
 from factory.telemetry.traffic import Traffic
-
-JSON = "application/json"
-EVENTS = "text/event-stream"
+from factory.vectors import VectorStores
 
 TEND_S = 60.0
 """Seconds between two looks for reviews that nobody decided."""
 
 _log = logging.getLogger(__name__)
-
-
-def new_id(route: Route) -> str:
-    """A fresh request id; it is also the `id` of the completion, and begins as OpenAI's do."""
-    return f"{_PREFIXES[route]}-{uuid.uuid4().hex}"
-
-
-_PREFIXES: dict[Route, str] = {"chat": "chatcmpl", "completions": "cmpl", "embeddings": "embd"}
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A finished reply."""
-
-    body: bytes
-    headers: Mapping[str, str]
-    media_type: str = JSON
-    status: int = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Events:
-    """A reply that is still being generated. Whoever takes it must close `events`."""
-
-    events: AsyncGenerator[bytes, None]
-    headers: Mapping[str, str]
-
-
-Opening = Callable[[], Coroutine[Any, Any, Reply | Events]]
-"""Begins a stream when called. Cancelling it leaves the answer to the others who wait for it."""
 
 
 class Books(Bank, Recorder, Protocol):
@@ -142,11 +119,8 @@ class Gateway:
         self._ledger = ledger
         self._books = books
         self._clock = clock = clock or Clock()
-        self._ids = ids
-        self._keys = access.Keys(ledger, clock)
-        self._top_price = settings.models[settings.top_model].price
+        self._admission = Admission(settings, ledger, serving, self.pinned, clock, ids)
         self._rules = {name: Rules(one.rules) for name, one in settings.endpoints.items()}
-        self._rates = Rates(share=1 / settings.gateway.replicas)
         self._flights: Flights[Part, cache.Entry] = Flights()
         self._keeper = Keeper(ledger, settings.cache.max_entries, clock.now)
         # Processes that share a port are told apart; a single one has the same series for ever.
@@ -198,6 +172,38 @@ class Gateway:
             patience=patience,
             known=LRUCache(settings.cache.embeddings),
         )
+        self._verdicts = Verdicts(
+            self.reviews,
+            ledger,
+            self._admission,
+            self._settlement,
+            awakening,
+            self._served,
+            self._answer,
+        )
+        vectors = VectorStores(settings.vectors_url)
+        self.stores = Stores(
+            settings=settings,
+            ledger=ledger,
+            vectors=vectors,
+            serving=serving,
+            admission=self._admission,
+            guarding=self._guarding,
+            embedding=self._embedding,
+            settlement=self._settlement,
+            clock=clock,
+        )
+        self.retrieval = Retrieval(
+            settings=settings,
+            vectors=vectors,
+            stores=self.stores,
+            admission=self._admission,
+            guarding=self._guarding,
+            embedding=self._embedding,
+            settlement=self._settlement,
+            traffic=self._traffic,
+            clock=clock,
+        )
 
     async def generate(
         self,
@@ -213,12 +219,12 @@ class Gateway:
         Raises `ApiError` for everything that ends without an answer; 202 with an address to ask at
         when the client may `prefer` that to waiting for a model that is asleep.
         """
-        journey = await self._begin(authorization, route)
+        journey = await self._admission.begin(authorization, route)
         async with self._settlement.of(journey, lambda: not journey.pays):
             found = await self._arrive(journey, parse(await body()), cache_control)
             if isinstance(found, Reply):
                 return found
-            if ASYNC in prefer and (sleeping := _sleeping(found.served)):
+            if ASYNC in prefer and (sleeping := lowest_asleep(found.served)):
                 self._computation.awakening.wake(sleeping)
                 raise await self.reviews.later(journey, found, f"{sleeping.label} is asleep")
             if not found.request.stream:
@@ -227,53 +233,51 @@ class Gateway:
 
     async def embed(self, authorization: str | None, body: Callable[[], Awaitable[bytes]]) -> Reply:
         """Answer an embeddings request. Raises `ApiError`."""
-        journey = await self._begin(authorization, "embeddings")
+        journey = await self._admission.begin(authorization, "embeddings")
         async with self._settlement.of(journey):
             asked = parse_embeddings(await body())
-            call = await self._guarding.look(journey, self._permitted(journey, asked, "embed"))
-            self._admit(journey, tokens=expected_tokens(call.request))
-            reply = await self._embedding.run(journey, call)
+            return await self._embed(journey, asked)
+
+    async def _embed(
+        self, journey: Journey, asked: EmbeddingRequest, approved: bool = False
+    ) -> Reply:
+        call = self._admission.permitted(journey, asked, "embed", approved)
+        call = await self._guarding.look(journey, call)
+        self._admission.count(journey, tokens=expected_tokens(call.request))
+        reply = await self._embedding.run(journey, call)
         return Reply(reply, journey.headers())
 
-    async def _begin(self, authorization: str | None, route: Route) -> Journey:
-        started = self._clock.monotonic()
-        return self._journey(await self._keys.check(authorization), started, route)
+    async def _answer(self, journey: Journey, request: Asked, approved: bool) -> Reply:
+        """Answer a request that was held. Raises `ApiError`."""
+        match request:
+            case StoreMake():
+                return await self.stores.make(journey, request, approved)
+            case StoreFile():
+                return await self.stores.put(journey, request, approved)
+            case StoreSearch():
+                return await self.retrieval.find(journey, request, "no-store", approved)
+            case EmbeddingRequest():
+                return await self._embed(journey, request, approved)
+        found = await self._arrive(journey, request, "no-store", approved)
+        return found if isinstance(found, Reply) else await self._whole(journey, found)
 
-    def _journey(self, key: ApiKey, started: float, route: Route) -> Journey:
-        return Journey(
-            request_id=self._ids(route),
-            created_at=self._clock.now(),
-            started=started,
-            clock=self._clock,
-            key=key,
-            top_price=self._top_price,
-        )
+    async def review(self, authorization: str | None, review_id: str) -> Reply:
+        """A review, for those whom it concerns. What a person let pass is answered now.
 
-    def _permitted(
-        self, journey: Journey, request: Q, task: access.Task, approved: bool = False
-    ) -> Call[Q]:
-        """The call, counted against the rates. Raises `ApiError` 400, 403, 404, 429."""
-        name, endpoint, served = access.permit(
-            self.settings, self.serving, self.pinned, journey.key, request.model, task
-        )
-        journey.endpoint = name
-        journey.tags = request.metadata or {}
-        among = scopes(self.settings, journey.key, name)
-        self._admit(journey, requests=1)
-        return Call(
-            name=name,
-            endpoint=endpoint,
-            request=request,
-            served=served,
-            limits=tightest([limits for _, limits in among]),
-            approved=approved,
-        )
+        Raises `ApiError` 401, 404.
+        """
+        return await self._verdicts.poll(authorization, review_id)
+
+    def _served(self, model: str, endpoint: str) -> Mapping[int, Served]:
+        """Who would answer a request for `model`; empty when its endpoint is gone."""
+        pinned = self.pinned.get(model)
+        return {pinned.tier: pinned} if pinned else self.serving.get(endpoint, {})
 
     async def _arrive(
         self, journey: Journey, request: Request, cache_control: str, approved: bool = False
     ) -> Reply | Call:
         """What tier 0 answers, or the call that models must answer."""
-        call = self._permitted(journey, request, "generate", approved)
+        call = self._admission.permitted(journey, request, "generate", approved)
         if (ruled := await self._ruled(journey, call)) is not None:
             return ruled
         policy = cache.policy(request, call.endpoint.tiers, cache_control)
@@ -284,7 +288,7 @@ class Gateway:
             call, entry = await self._tier0.semantic(journey, call, policy)
         if entry is not None:
             return await self._hand_over(journey, call, entry)
-        self._admit(journey, tokens=expected_tokens(request))
+        self._admission.count(journey, tokens=expected_tokens(request))
         return call
 
     async def _ruled(self, journey: Journey, call: Call) -> Reply | None:
@@ -297,17 +301,6 @@ class Gateway:
         await self._settlement.ok(journey)
         rendered = render(answer, LABEL, call.request.shows_logprobs, call.request.route)
         return _finished(journey, call.request, rendered)
-
-    def _admit(self, journey: Journey, *, requests: int = 0, tokens: int = 0) -> None:
-        """Count the request, or its tokens, against the rates. Raises `ApiError` 429 or 413."""
-        among = scopes(self.settings, journey.key, journey.endpoint)
-        now = self._clock.monotonic()
-        admission = self._rates.admit(among, tokens, now, requests=requests)
-        journey.told |= admission.headers()
-        if not admission.ok:
-            raise refusal(admission)
-        if admission.debits:
-            journey.after.append(partial(self._rates.settle, admission))
 
     async def _hand_over(self, journey: Journey, call: Call, entry: cache.Entry) -> Reply:
         """An answer from tier 0: free, and settled as every other."""
@@ -382,60 +375,13 @@ class Gateway:
         if sample := self._learning.sample(journey, call):
             self._keeper.sample(sample)
 
-    async def review(self, authorization: str | None, review_id: str) -> Reply:
-        """A review, for those whom it concerns. What a person let pass is answered now.
-
-        Raises `ApiError` 401, 404.
-        """
-        key = await self._keys.check(authorization)
-        review = await self.reviews.get(key, review_id)
-        if review.decided_by == ASYNC and review.status == "approved":
-            served = self._served_of(review)
-            if sleeping := _sleeping(served):
-                self._computation.awakening.wake(sleeping)
-                return Reply(to_json(shown(review)), {"Retry-After": str(POLL_S)})
-        claimed = await self.reviews.claim(review)
-        if claimed is not None:
-            review = await self._settlement.finish(self._answer_held(claimed))
-        return Reply(to_json(shown(review)), {})
-
-    def _served_of(self, review: Review) -> Mapping[int, Served]:
-        """Who would answer a held request; empty when its endpoint is gone."""
-        pinned = self.pinned.get(str(review.request["body"].get("model")))
-        return {pinned.tier: pinned} if pinned else self.serving.get(review.endpoint, {})
-
-    async def _answer_held(self, review: Review) -> Review:
-        """Answer what was held, as its own client, and keep the reply for whoever polls."""
-        try:
-            if review.stage == "output":
-                reply = answer_of(review)
-            else:
-                reply = await self._held_request(review)
-        except ApiError as error:
-            return await self.reviews.finish(review, error.status, error.body())
-        return await self.reviews.finish(review, 200, reply)
-
-    async def _held_request(self, review: Review) -> bytes:
-        keys = await asyncio.to_thread(list_keys, self._ledger, review.team)
-        key = next((one for one in keys if one.key_id == review.key_id), None)
-        if key is None or key.revoked_at is not None:
-            raise ApiError(401, "invalid_api_key", "the key that asked was revoked meanwhile")
-        request = request_of(review)
-        journey = self._journey(key, self._clock.monotonic(), request.route)
-        journey.reasons.append(f"{review.review_id}: {review.status} by {review.decided_by}")
-        async with self._settlement.of(journey, lambda: not journey.pays):
-            approved = review.decided_by != ASYNC
-            found = await self._arrive(journey, request, "no-store", approved=approved)
-            reply = found if isinstance(found, Reply) else await self._whole(journey, found)
-        return reply.body
-
     async def key(self, authorization: str | None) -> ApiKey:
         """Who is asking. Raises `ApiError` 401."""
-        return await self._keys.check(authorization)
+        return await self._admission.key(authorization)
 
     async def explain(self, authorization: str | None, request_id: str) -> dict[str, Any]:
         """A request of the caller's own team and its charges. Raises `ApiError` 401, 404."""
-        key = await self._keys.check(authorization)
+        key = await self._admission.key(authorization)
         found = await self._settled(request_id)
         if found is None or found[0].team != key.team:
             raise ApiError(
@@ -459,7 +405,7 @@ class Gateway:
     async def metrics(self, authorization: str | None) -> bytes:
         """Everything Prometheus scrapes. Raises `ApiError` 401, 403 beyond loopback."""
         if not self._metrics.open:
-            self._metrics.permit(await self._keys.check(authorization))
+            self._metrics.permit(await self._admission.key(authorization))
         return await self._metrics.scrape()
 
     def _rungs(self) -> list[Served]:
@@ -479,18 +425,6 @@ class Gateway:
         await self._flights.drain()
         await self._settlement.drain()
         await self._keeper.close()
-
-
-def _sleeping(served: Mapping[int, Served]) -> Served | None:
-    """The model of the lowest tier, where requests begin, if it is asleep."""
-    lowest = served[min(served)] if served else None
-    return lowest if lowest is not None and lowest.asleep else None
-
-
-def expected_tokens(request: Asked) -> int:
-    """Tokens that a request is reckoned with until it is answered, from above."""
-    prompt = estimate_tokens(sum(map(len, request.texts)))
-    return prompt + (request.limit or 0) * request.choices
 
 
 def _stamp(journey: Journey) -> Stamp:

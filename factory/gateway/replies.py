@@ -10,7 +10,7 @@ The figures of a stream (tier, cost, ...) are sent in an SSE comment `: factory 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -21,9 +21,34 @@ from factory.gateway.answers import Answer, Choice, Entry, ToolCall
 from factory.gateway.engine import Chunk, Route
 from factory.gateway.errors import ApiError
 
+JSON = "application/json"
+EVENTS = "text/event-stream"
+
 DONE = b"data: [DONE]\n\n"
 
 _DELTA = ("role", "content", "tool_calls", "refusal")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A finished reply."""
+
+    body: bytes
+    headers: Mapping[str, str]
+    media_type: str = JSON
+    status: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """A reply that is still being generated. Whoever takes it must close `events`."""
+
+    events: AsyncGenerator[bytes, None]
+    headers: Mapping[str, str]
+
+
+Opening = Callable[[], Coroutine[Any, Any, Reply | Events]]
+"""Begins a stream when called. Cancelling it leaves the answer to the others who wait for it."""
 
 
 @dataclass(frozen=True, slots=True)

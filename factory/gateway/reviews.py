@@ -19,13 +19,16 @@ from pydantic_core import to_json
 
 from factory.gateway.answers import Answer
 from factory.gateway.body import parse
-from factory.gateway.call import Call, Request
+from factory.gateway.call import Asked, Call
 from factory.gateway.clock import Clock
 from factory.gateway.completions import parse_completion
+from factory.gateway.embedding_body import parse_embeddings
+from factory.gateway.engine import Route
 from factory.gateway.errors import ApiError, unavailable
 from factory.gateway.fields import Parser, Strict
 from factory.gateway.journey import Journey
 from factory.gateway.replies import Stamp, render
+from factory.gateway.store_bodies import StoreFile, StoreMake, StoreSearch
 from factory.ledger import reviews
 from factory.ledger.errors import LedgerError, LedgerUnavailable
 from factory.ledger.keys import ApiKey
@@ -230,13 +233,23 @@ class Reviews:
         )
 
 
-def request_of(review: Review) -> Request:
+_PARSERS: dict[Route, Callable[[bytes], Asked]] = {
+    "chat": parse,
+    "completions": parse_completion,
+    "embeddings": parse_embeddings,
+    "store": Parser(StoreMake).parse,
+    "file": Parser(StoreFile).parse,
+    "search": Parser(StoreSearch).parse,
+}
+
+
+def request_of(review: Review) -> Asked:
     """The request that was held, with the question that a person wrote instead, not streamed."""
-    body = {**review.request["body"], "stream": None, "stream_options": None}
-    raw = to_json({name: value for name, value in body.items() if value is not None})
-    request: Request = (
-        parse_completion(raw) if review.request["route"] == "completions" else parse(raw)
-    )
+    body = dict(review.request["body"])
+    body.pop("stream", None)
+    body.pop("stream_options", None)
+    raw = to_json(body)
+    request = _PARSERS[review.request["route"]](raw)
     if review.text is None or review.stage == "output":
         return request
     texts = list(request.texts)

@@ -25,11 +25,11 @@ _BEARER = HTTPBearer(auto_error=False, description="A key from `factory keys cre
 _KEY: Json = {"dependencies": [Depends(_BEARER)]}
 """Puts the key into the document; the gateway itself checks it."""
 
-_STRING: Json = {"type": "string"}
-_COUNT: Json = {"type": "integer", "minimum": 0}
+STRING: Json = {"type": "string"}
+COUNT: Json = {"type": "integer", "minimum": 0}
 
 
-def _object(required: Mapping[str, Json], **optional: Json) -> Json:
+def json_object(required: Mapping[str, Json], **optional: Json) -> Json:
     """An object with these properties; others may follow."""
     properties = {**required, **optional}
     return {"type": "object", "required": list(required), "properties": properties}
@@ -39,70 +39,72 @@ def _nullable(kind: str) -> Json:
     return {"type": [kind, "null"]}
 
 
-def _list(items: Json) -> Json:
+def list_of(items: Json) -> Json:
+    """An array."""
     return {"type": "array", "items": items}
 
 
-_ANY: Json = {"type": "object"}
-_ERROR = _object(
+ANY: Json = {"type": "object"}
+_ERROR = json_object(
     {
-        "error": _object(
+        "error": json_object(
             {
-                "message": _STRING,
-                "type": _STRING,
+                "message": STRING,
+                "type": STRING,
                 "param": _nullable("string"),
-                "code": _STRING,
+                "code": STRING,
             }
         )
     }
 )
-_USAGE = _object({"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT})
-_CALL = _object(
+_USAGE = json_object({"prompt_tokens": COUNT, "completion_tokens": COUNT, "total_tokens": COUNT})
+_CALL = json_object(
     {
-        "id": _STRING,
+        "id": STRING,
         "type": {"const": "function"},
-        "function": _object({"name": _STRING, "arguments": _STRING}),
+        "function": json_object({"name": STRING, "arguments": STRING}),
     }
 )
-_MESSAGE = _object(
+_MESSAGE = json_object(
     {
         "role": {"const": "assistant"},
         "content": _nullable("string"),
         "refusal": _nullable("string"),
     },
-    tool_calls=_list(_CALL),
+    tool_calls=list_of(_CALL),
 )
-_ENDING: dict[str, Json] = {"logprobs": _nullable("object"), "finish_reason": _STRING}
+_ENDING: dict[str, Json] = {"logprobs": _nullable("object"), "finish_reason": STRING}
 
 
 def _completion(kind: str, choice: Mapping[str, Json]) -> Json:
-    return _object(
+    return json_object(
         {
-            "id": _STRING,
+            "id": STRING,
             "object": {"const": kind},
             "created": {"type": "integer"},
-            "model": _STRING,
-            "choices": _list(_object({"index": _COUNT, **choice, **_ENDING})),
+            "model": STRING,
+            "choices": list_of(json_object({"index": COUNT, **choice, **_ENDING})),
             "usage": _USAGE,
         }
     )
 
 
-_VECTOR = {"oneOf": [_list({"type": "number"}), _STRING]}
-_EMBEDDINGS = _object(
+_VECTOR = {"oneOf": [list_of({"type": "number"}), STRING]}
+_EMBEDDINGS = json_object(
     {
         "object": {"const": "list"},
-        "data": _list(
-            _object({"object": {"const": "embedding"}, "index": _COUNT, "embedding": _VECTOR})
+        "data": list_of(
+            json_object({"object": {"const": "embedding"}, "index": COUNT, "embedding": _VECTOR})
         ),
-        "model": _STRING,
-        "usage": _object({"prompt_tokens": _COUNT, "total_tokens": _COUNT}),
+        "model": STRING,
+        "usage": json_object({"prompt_tokens": COUNT, "total_tokens": COUNT}),
     }
 )
-_LISTING = _object({"object": {"const": "list"}, "data": _list(_ANY)})
+_LISTING = json_object({"object": {"const": "list"}, "data": list_of(ANY)})
 
 
-def _json(schema: Json) -> Json:
+def json_content(schema: Json) -> Json:
+    """The content of a JSON body."""
     return {"application/json": {"schema": schema}}
 
 
@@ -111,7 +113,9 @@ def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
     if isinstance(node, dict):
         if "$ref" in node:
             return _inlined(definitions[node["$ref"].rpartition("/")[2]], definitions)
-        return {key: _inlined(value, definitions) for key, value in node.items() if key != "$defs"}
+        # A discriminator's mapping would refer to what is not there any more.
+        kept = {key: value for key, value in node.items() if key not in ("$defs", "discriminator")}
+        return {key: _inlined(value, definitions) for key, value in kept.items()}
     if isinstance(node, list):
         return [_inlined(item, definitions) for item in node]
     return node
@@ -120,7 +124,7 @@ def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
 def _body(request: type[BaseModel]) -> Json:
     document = request.model_json_schema()
     schema = _inlined(document, document.get("$defs", {}))
-    return {"requestBody": {"required": True, "content": _json(schema)}}
+    return {"requestBody": {"required": True, "content": json_content(schema)}}
 
 
 _ERRORS = {
@@ -128,67 +132,78 @@ _ERRORS = {
     401: "The key is missing, unknown or revoked",
     403: "The key does not include this",
     404: "There is no such thing, or it is another team's",
-    409: "It has been decided already",
+    409: "It has been decided already, or does not fit what is there",
     413: "The body is too large",
     429: "Over a rate, a budget or the number of parallel requests; `Retry-After` says when",
     502: "The guard withheld every answer that came",
     503: "Nothing can answer now, or the ledger is down; `Retry-After` says when",
 }
-_WAIT = {"Retry-After": {"description": "Seconds", "schema": _STRING}}
+_WAIT = {"Retry-After": {"description": "Seconds", "schema": STRING}}
 
 
 def _errors(*statuses: int) -> dict[int | str, Json]:
     return {
         status: {
             "description": _ERRORS[status],
-            "content": _json(_ERROR),
+            "content": json_content(_ERROR),
             **({"headers": _WAIT} if status in (429, 503) else {}),
         }
         for status in statuses
     }
 
 
-def _route(good: str, content: Json, *errors: int, **extra: Any) -> Json:
+def route(good: str, content: Json, *errors: int, **extra: Any) -> Json:
     """A route that needs a key."""
     responses = {200: {"description": good, "content": content}, **_errors(401, 503, *errors)}
     return {"responses": responses, **_KEY, **({"openapi_extra": extra} if extra else {})}
 
 
-def _in_path(name: str) -> list[Json]:
-    return [{"name": name, "in": "path", "required": True, "schema": _STRING}]
+def in_path(name: str) -> list[Json]:
+    """A parameter that is a part of the path."""
+    return [{"name": name, "in": "path", "required": True, "schema": STRING}]
 
 
 def _generating(good: str, content: Json, request: type[BaseModel]) -> Json:
-    route = _route(good, content, 400, 403, 404, 413, 429, 502, **_body(request))
+    found = route(good, content, 400, 403, 404, 413, 429, 502, **_body(request))
     held = (
         "A person must look at it first, or its model is asleep and the client said "
         "`Prefer: respond-async`; `Location` says where to ask"
     )
-    route["responses"][202] = {"description": held, "content": _json(_ANY)}
-    return route
+    found["responses"][202] = {"description": held, "content": json_content(ANY)}
+    return found
 
 
-_EVENTS: Json = {"text/event-stream": {"schema": _object({"data": _STRING})}}
+def embedding(
+    good: str, content: Json, request: type[BaseModel], *errors: int, **extra: Any
+) -> Json:
+    """A route whose texts are embedded."""
+    found = route(good, content, 400, 403, 404, 413, 429, *errors, **_body(request), **extra)
+    held = "A person must look at it first; `Location` says where to ask"
+    found["responses"][202] = {"description": held, "content": json_content(ANY)}
+    return found
+
+
+_EVENTS: Json = {"text/event-stream": {"schema": json_object({"data": STRING})}}
 """Of each server-sent event; the data is a chunk as JSON, and at last `[DONE]`."""
 
 CHAT: Json = _generating(
     "A chat.completion, or its chunks as server-sent events",
-    {**_json(_completion("chat.completion", {"message": _MESSAGE})), **_EVENTS},
+    {**json_content(_completion("chat.completion", {"message": _MESSAGE})), **_EVENTS},
     ChatRequest,
 )
 COMPLETIONS: Json = _generating(
     "A text_completion, or its chunks as server-sent events",
-    {**_json(_completion("text_completion", {"text": _STRING})), **_EVENTS},
+    {**json_content(_completion("text_completion", {"text": STRING})), **_EVENTS},
     CompletionRequest,
 )
-EMBEDDINGS: Json = _generating("One embedding a text", _json(_EMBEDDINGS), EmbeddingRequest)
-MODELS: Json = _route("The endpoints", _json(_LISTING))
-REQUESTS: Json = _route(
-    "The request and its charges", _json(_ANY), 404, parameters=_in_path("request_id")
+EMBEDDINGS: Json = _generating("One embedding a text", json_content(_EMBEDDINGS), EmbeddingRequest)
+MODELS: Json = route("The endpoints", json_content(_LISTING))
+REQUESTS: Json = route(
+    "The request and its charges", json_content(ANY), 404, parameters=in_path("request_id")
 )
-REVIEWS: Json = _route(
+REVIEWS: Json = route(
     "The requests of your team that wait for a person, the oldest first",
-    _json(_LISTING),
+    json_content(_LISTING),
     400,
     403,
     parameters=[
@@ -200,27 +215,27 @@ REVIEWS: Json = _route(
         }
     ],
 )
-REVIEW: Json = _route(
+REVIEW: Json = route(
     "One review, with the answer once it is decided",
-    _json(_ANY),
+    json_content(ANY),
     403,
     404,
-    parameters=_in_path("review_id"),
+    parameters=in_path("review_id"),
 )
-DECIDE: Json = _route(
+DECIDE: Json = route(
     "The review as decided",
-    _json(_ANY),
+    json_content(ANY),
     400,
     403,
     404,
     409,
     413,
-    parameters=_in_path("review_id"),
+    parameters=in_path("review_id"),
     **_body(DecisionBody),
 )
-OUTCOMES: Json = _route(
+OUTCOMES: Json = route(
     "The outcome as noted",
-    _json(_ANY),
+    json_content(ANY),
     400,
     403,
     404,
@@ -228,11 +243,11 @@ OUTCOMES: Json = _route(
     413,
     **_body(OutcomeBody),
 )
-METRICS: Json = _route("Prometheus' text format", {"text/plain": {"schema": _STRING}}, 403)
-HEALTH: Json = {"responses": {200: {"description": "Alive", "content": _json(_ANY)}}}
+METRICS: Json = route("Prometheus' text format", {"text/plain": {"schema": STRING}}, 403)
+HEALTH: Json = {"responses": {200: {"description": "Alive", "content": json_content(ANY)}}}
 READY: Json = {
     "responses": {
-        200: {"description": "Ready", "content": _json(_ANY)},
-        503: {"description": "Not ready; `problems` says why", "content": _json(_ANY)},
+        200: {"description": "Ready", "content": json_content(ANY)},
+        503: {"description": "Not ready; `problems` says why", "content": json_content(ANY)},
     }
 }

@@ -9,7 +9,7 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from factory.gateway.errors import ApiError
-from factory.gateway.pipeline import EVENTS, JSON, Opening, Reply
+from factory.gateway.replies import EVENTS, JSON, Opening, Reply
 
 
 def error_response(error: ApiError) -> Response:

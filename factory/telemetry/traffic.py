@@ -72,6 +72,13 @@ class Traffic:
             "factory_time_to_first_token_seconds",
             "From arrival to the first part of streams that come from a model.",
         )
+        self._search = Histogram(
+            "factory_vector_search_seconds",
+            "Searches in vector stores that were not answered from the cache.",
+            ("endpoint", "replica"),
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
         self._request_of: dict[tuple[str, int | None, str | None, int, CacheUse], Add] = {}
         self._degraded_of: dict[str, Add] = {}
         self._cost_of: dict[tuple[str, str, int | None], Add] = {}
@@ -123,6 +130,10 @@ class Traffic:
     def first_token(self, endpoint: str, tier: int | None, seconds: float) -> None:
         """Note when a stream's first part came, `seconds` after the request."""
         self._observe(self._first_token, self._first_token_of, endpoint, tier, seconds)
+
+    def searched(self, endpoint: str, seconds: float) -> None:
+        """Note how long a search in a vector store of an endpoint took."""
+        self._search.labels(endpoint, self.replica).observe(seconds)
 
     def _charged(self, team: str, endpoint: str, charge: ChargeRecord) -> None:
         if charge.kind in _FREE:

@@ -16,7 +16,7 @@ from schemathesis.checks import CHECKS, load_all_checks
 EXAMPLES = {GenerationMode.POSITIVE: 12, GenerationMode.NEGATIVE: 6}
 """Requests to each operation."""
 
-BY_TASK = {"/v1/embeddings": "search"}
+BY_TASK = {"/v1/embeddings": "search", "/v1/vector_stores": "search"}
 """Endpoints for routes that the endpoint `cheap` does not serve."""
 
 load_all_checks()
