@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from factory.evaluation.harness import Judged
     from factory.evaluation.results import Results
     from factory.ledger.budgets import Standing
+    from factory.ledger.export import Written
+    from factory.ledger.focus import Period
     from factory.ledger.keys import ApiKey
     from factory.ledger.nodes import Usage
     from factory.ledger.records import Promotion
@@ -328,11 +330,25 @@ class Factory:
 
     def explain(self, request_id: str) -> Explanation:
         """Why a request was answered as it was. Raises `LedgerError` when it is unknown."""
+        from factory.ledger.nodes import usage_of
         from factory.ledger.outcomes import latest
         from factory.ledger.report import explain
 
         found = self.ledger.settled(request_id)
-        return explain(*found, latest(self.ledger, request_id))
+        outcome = latest(self.ledger, request_id)
+        return explain(*found, outcome, usage_of(self.ledger, found[1]))
+
+    def export_costs(
+        self,
+        path: Path | str,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        period: Period = "hour",
+    ) -> Written:
+        """Costs in FOCUS columns, as CSV or Parquet by the file's name. Raises `LedgerError`."""
+        from factory.ledger.export import export
+
+        return export(self.ledger, self.settings, Path(path), since, until, period)
 
     def create_key(
         self, team: str, endpoints: Sequence[str] = ("*",), **scope: Any

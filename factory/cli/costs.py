@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -151,16 +152,65 @@ def explain(
     Example: factory costs explain req_0123
     """
     from factory.ledger.explanation import explain as why
+    from factory.ledger.nodes import usage_of
     from factory.ledger.outcomes import latest
 
     with state(context).ledger() as ledger:
         found = ledger.settled(request_id)
-        outcome = latest(ledger, request_id)
-    explanation = why(*found, outcome)
+        explanation = why(*found, latest(ledger, request_id), usage_of(ledger, found[1]))
     if json:
         emit(explanation.as_dict())
     else:
         typer.echo("\n".join(explanation.lines()))
+
+
+class Period(StrEnum):
+    """What one row of an export covers."""
+
+    hour = "hour"
+    day = "day"
+    charge = "charge"
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    output: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Ends in .csv or .parquet.", dir_okay=False)
+    ],
+    since: Moment = None,
+    until: Moment = None,
+    per: Annotated[
+        Period, typer.Option(help="One row per hour or day and group, or one per charge.")
+    ] = Period.hour,
+    json: Json = False,
+) -> None:
+    """Write costs in FOCUS 1.2 columns: requests and jobs as charged, nodes as they really cost.
+
+    BilledCost adds up to what teams are charged (x_CostBasis allocation), EffectiveCost to what
+    nodes and providers cost (usage: workload, idle and overhead by pool). Both sums are compared
+    with the ledger before the file is there.
+
+    Example: factory costs export november.parquet --since 2026-11-01 --until 2026-12-01
+    """
+    from factory.ledger.export import export as write
+
+    this = state(context)
+    with this.ledger() as ledger:
+        found = write(ledger, this.settings, output, _utc(since), _utc(until), per.value)
+    if json:
+        emit(
+            {
+                "path": str(found.path),
+                "rows": found.rows,
+                "billed_usd": _usd(found.billed_nusd),
+                "effective_usd": _usd(found.effective_nusd),
+            }
+        )
+        return
+    typer.echo(f"{found.path}: {found.rows} rows in FOCUS 1.2 columns")
+    typer.echo(f"charged to teams (BilledCost):       {_usd(found.billed_nusd)} USD")
+    typer.echo(f"nodes and providers (EffectiveCost): {_usd(found.effective_nusd)} USD")
 
 
 def _show(report: CostsReport, top_model: str) -> None:

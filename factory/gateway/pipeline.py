@@ -71,6 +71,7 @@ from factory.gateway.verdicts import Verdicts, lowest_asleep
 from factory.ledger.budgets import configured
 from factory.ledger.errors import LedgerError
 from factory.ledger.keys import ApiKey
+from factory.ledger.nodes import usage_of
 from factory.ledger.report import explain
 from factory.ledger.store import Entry, Ledger
 from factory.ledger.till import LATEST_S
@@ -387,7 +388,8 @@ class Gateway:
             raise ApiError(
                 404, "request_not_found", f"your team has no request '{request_id[:80]}'"
             )
-        return explain(*found).as_dict()
+        usage = await asyncio.to_thread(usage_of, self._ledger, found[1])
+        return explain(*found, usage=usage).as_dict()
 
     async def _settled(self, request_id: str) -> Entry | None:
         """A request that was answered, by whichever replica."""

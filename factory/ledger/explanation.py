@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from factory.ledger.money import usd
 from factory.ledger.outcomes import Outcome
 from factory.ledger.records import ChargeRecord, RequestRecord
+
+if TYPE_CHECKING:
+    from factory.ledger.nodes import RequestUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,8 @@ class Explanation:
     charges: tuple[ChargeRecord, ...]
     outcome: Outcome | None = None
     """The outcome that counts; None while none was reported."""
+    usage: RequestUsage | None = None
+    """What the nodes under it cost; None where no node-hours were counted for it."""
 
     def lines(self) -> list[str]:
         """The explanation as sentences for people."""
@@ -57,6 +62,13 @@ class Explanation:
             f"cost {usd(asked.cost_nusd)} USD; at the top tier {usd(asked.top_tier_nusd)} USD; "
             f"{asked.latency_ms:.1f} ms, {asked.overhead_ms:.1f} ms of it overhead."
         )
+        if self.usage is not None:
+            used = self.usage
+            lines.append(
+                f"usage basis: {usd(used.usage_nusd)} USD of node-hours, its part of the work "
+                f"from {used.since:%H:%M:%S} to {used.until:%H:%M:%S} UTC, which {used.requests} "
+                f"request{'' if used.requests == 1 else 's'} shared by list price."
+            )
         if self.outcome is not None:
             lines.append(_told(self.outcome))
         return lines
@@ -74,16 +86,20 @@ class Explanation:
             "top_tier_usd": usd(self.request.top_tier_nusd),
             "charges": [_part(charge) for charge in self.charges],
             "outcome": self.outcome.as_dict() if self.outcome else None,
+            "usage": self.usage.as_dict() if self.usage else None,
         }
         return asked
 
 
 def explain(
-    request: RequestRecord, charges: Iterable[ChargeRecord], outcome: Outcome | None = None
+    request: RequestRecord,
+    charges: Iterable[ChargeRecord],
+    outcome: Outcome | None = None,
+    usage: RequestUsage | None = None,
 ) -> Explanation:
     """Why `request` was answered as it was, what each charge was for, and what came of it."""
     ordered = tuple(sorted(charges, key=lambda charge: charge.seq))
-    return Explanation(request, ordered, outcome)
+    return Explanation(request, ordered, outcome, usage)
 
 
 def _told(outcome: Outcome) -> str:

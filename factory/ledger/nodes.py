@@ -2,22 +2,25 @@
 
     record(ledger, spans)                       # refuses an hour that is counted already
     counted(ledger)                             # until when each machine is counted
-    usage(ledger, pools_of_models, since, until)
+    usage(ledger, since, until)
+    usage_of(ledger, charges)                   # the same of one request
 
 Allocation prices a request by its model's list price; usage splits what the nodes really cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, Connection, func, select
 
 from factory.ledger import spend
 from factory.ledger.errors import LedgerError
+from factory.ledger.money import usd
+from factory.ledger.records import ChargeRecord
 from factory.ledger.schema import CHARGES, NODE_HOURS, REQUESTS, within
 from factory.ledger.store import Ledger
 
@@ -165,39 +168,95 @@ def usage(ledger: Ledger, since: datetime | None = None, until: datetime | None 
     if until is not None:
         where.append(NODE_HOURS.c.starts_at < until)
     with ledger.read() as connection:
-        spans = [
-            NodeSpan(
-                **{k: v for k, v in row._asdict().items() if k not in {"holds", "id"}},
-                holds=tuple(Hold(**hold) for hold in row.holds),
-            )
-            for row in connection.execute(select(NODE_HOURS).where(*where))
-        ]
-        query = (
-            select(
-                CHARGES.c.request_id,
-                CHARGES.c.team,
-                CHARGES.c.endpoint,
-                CHARGES.c.model,
-                CHARGES.c.created_at,
-                CHARGES.c.latency_ms,
-                CHARGES.c.cost_nusd,
-            )
-            .join(REQUESTS)
-            .where(CHARGES.c.model.is_not(None), *within(since, until))
+        found = list(spans(connection, *where))
+        asked = list(calls(connection, since, until))
+    return split([clip(span, since, until) for span in found], asked)
+
+
+def spans(connection: Connection, *where: ColumnElement[bool]) -> Iterator[NodeSpan]:
+    """What was counted under these conditions, in the order of its beginning."""
+    query = select(NODE_HOURS).where(*where).order_by(NODE_HOURS.c.starts_at)
+    for row in connection.execute(query):
+        values = {k: v for k, v in row._asdict().items() if k not in {"holds", "id"}}
+        yield NodeSpan(**values, holds=tuple(Hold(**hold) for hold in row.holds))
+
+
+def calls(connection: Connection, since: datetime | None, until: datetime | None) -> Iterator[Call]:
+    """The charges of open models whose requests were created from `since` to `until`."""
+    query = (
+        select(
+            CHARGES.c.request_id,
+            CHARGES.c.team,
+            CHARGES.c.endpoint,
+            CHARGES.c.model,
+            CHARGES.c.created_at,
+            CHARGES.c.latency_ms,
+            CHARGES.c.cost_nusd,
         )
-        calls = [
-            Call(
-                r.request_id,
-                r.team,
-                r.endpoint,
-                r.model,
-                r.created_at,
-                r.latency_ms / 1000,
-                r.cost_nusd,
+        .join(REQUESTS)
+        .where(CHARGES.c.model.is_not(None), *within(since, until))
+    )
+    for request_id, team, endpoint, model, created_at, latency_ms, nusd in connection.execute(
+        query
+    ):
+        yield Call(request_id, team, endpoint, model, created_at, latency_ms / 1000, nusd)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestUsage:
+    """What the nodes under one request cost."""
+
+    usage_nusd: int
+    """Its part of the workload of its models' nodes."""
+    since: datetime
+    until: datetime
+    """The time that was counted: the meter's spans in which the request was in progress."""
+    requests: int
+    """Those that share it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "usage_nusd": self.usage_nusd,
+            "usage_usd": usd(self.usage_nusd),
+            "since": self.since.isoformat(),
+            "until": self.until.isoformat(),
+            "requests": self.requests,
+        }
+
+
+def usage_of(ledger: Ledger, charges: Sequence[ChargeRecord]) -> RequestUsage | None:
+    """The usage basis of one request, by its charges; None where no node-hours were counted for it.
+
+    That is so for an answer from the cache or a provider, and until the meter's next beat.
+    """
+    own = {charge.model: charge for charge in charges if charge.model is not None}
+    if not own:
+        return None
+    begin = min(charge.created_at for charge in own.values())
+    end = max(each.created_at + timedelta(milliseconds=each.latency_ms) for each in own.values())
+    with ledger.read() as connection:
+        found = [
+            span
+            for span in spans(
+                connection, NODE_HOURS.c.ends_at > begin, NODE_HOURS.c.starts_at <= end
             )
-            for r in connection.execute(query)
+            if any(hold.kind == "model" and hold.name in own for hold in span.holds)
         ]
-    return split([clip(span, since, until) for span in spans], calls)
+        if not found:
+            return None
+        since = min(span.starts_at for span in found)
+        until = max(span.ends_at for span in found)
+        asked = [
+            call
+            for call in calls(connection, min(since, begin), max(until, end))
+            if call.model in own
+        ]
+    request_id = next(iter(own.values())).request_id
+    part = split(found, asked).requests.get(request_id)
+    if part is None:
+        return None
+    return RequestUsage(part, since, until, len({call.request_id for call in asked}))
 
 
 def clip(span: NodeSpan, since: datetime | None, until: datetime | None) -> NodeSpan:
