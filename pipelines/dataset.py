@@ -14,16 +14,12 @@ data; ends with one JSON line.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from factory import config
-from factory.catalog.errors import CatalogError
 from factory.catalog.objects import Object, ObjectStore
-from factory.evaluation.suite import SuiteError
 from factory.evaluation.suite import read as read_suite
 from factory.training.dataset import (
     DatasetError,
@@ -35,6 +31,7 @@ from factory.training.dataset import (
 )
 from factory.training.duplicates import NEAR, clean
 from factory.training.intake import Found, read_files
+from pipelines.closing import closed
 from pipelines.finetune import Say, ray_cluster, to_stderr
 
 SHOWN = 20
@@ -182,30 +179,25 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     options = parser().parse_args(argv)
-    try:
+
+    def job() -> dict[str, Any]:
         store = ObjectStore(config.load().objects)
         with ray_cluster():
             found = read_files(options.files)
         item, facts = make(store, options.name, found, options, to_stderr)
-    except (config.ConfigError, CatalogError, DatasetError, SuiteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(
-        json.dumps(
-            {
-                "dataset": str(item.path),
-                "hash": item.hash,
-                "data_hash": facts["hash"],
-                "counts": facts["counts"],
-                "read": facts["read"],
-                "malformed": len(facts["malformed"]),
-                "near_duplicates": sum(len(names) - 1 for names in facts["near_duplicates"]),
-                "contaminated": {name: len(ids) for name, ids in facts["contaminated"].items()},
-                "contradictions": len(facts["contradictions"]),
-            }
-        )
-    )
-    return 0
+        return {
+            "dataset": str(item.path),
+            "hash": item.hash,
+            "data_hash": facts["hash"],
+            "counts": facts["counts"],
+            "read": facts["read"],
+            "malformed": len(facts["malformed"]),
+            "near_duplicates": sum(len(names) - 1 for names in facts["near_duplicates"]),
+            "contaminated": {name: len(ids) for name, ids in facts["contaminated"].items()},
+            "contradictions": len(facts["contradictions"]),
+        }
+
+    return closed(job)
 
 
 if __name__ == "__main__":

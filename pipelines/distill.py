@@ -6,7 +6,9 @@
 
 The teacher is a version of the registry (adapters are folded into their base), a catalog entry or
 a folder. It answers the unlabelled `prompts`, what it says is kept compressed in the object store,
-and the student learns from that and from the data's own answers. The same command with the same
+and the student learns from that and from the data's own answers. With `--distillation on_policy`
+the student answers as well (a share `lmbda` of the batches), and learns what the teacher would have
+said at each of its own tokens. The same command with the same
 `--run-name` goes on where it stopped. The last line on standard output is one JSON object; on
 failure there is one sentence on standard error, the exit code is not 0, and no weights are stored.
 `python -m pipelines.evaluate --name NAME` then judges the student like any other candidate.
@@ -33,18 +35,12 @@ from filelock import FileLock, Timeout
 
 from factory import config as factory_config
 from factory.catalog import pull
-from factory.catalog.errors import CatalogError
 from factory.catalog.objects import Object, ObjectStore
-from factory.config import ConfigError, Settings
-from factory.evaluation.results import EvaluationError
-from factory.evaluation.suite import SuiteError
-from factory.ledger.errors import LedgerError
+from factory.config import Settings
 from factory.ledger.store import open_ledger
-from factory.registry.errors import RegistryError
 from factory.registry.versions import WEIGHTS, Registry
 from factory.training import dataset, distill, student
 from factory.training.config import load_as
-from factory.training.dataset import DatasetError
 from factory.training.distill import DistillConfig
 from factory.training.errors import TrainingError
 from factory.training.loop import Summary
@@ -54,6 +50,7 @@ from factory.training.teaching import shared_vocabulary
 from factory.training.tracking import Tracked
 from factory.training.train import Task, launch
 from factory.training.watch import Bar, Watch
+from pipelines.closing import GOES_ON, closed
 from pipelines.finetune import (
     Say,
     add_flags,
@@ -198,7 +195,7 @@ def _run(
     store = ObjectStore(settings.objects)
     teacher = find_teacher(settings, store, config.teacher)
     start = find_student(settings, store, teacher, config)
-    if config.distillation == "logits":
+    if config.distillation != "sequence":
         _check_vocabulary(teacher.path, start.path)
     say(f"run {folder.root.name}: {teacher.name} teaches {_shape(start)}, under {folder.root}")
     corpus = find_data(store, config.dataset)
@@ -216,7 +213,9 @@ def _run(
         "base_model": teacher.base_model,
         "base_revision": teacher.base_revision,
     }
-    summary, stored, run_id = _made(settings, config, label, folder, start, taught, origin)
+    summary, stored, run_id = _made(
+        settings, config, label, folder, start, taught, origin, teacher.path
+    )
     for note in summary.damaged:
         say(f"passed over a damaged checkpoint, {note}")
     return {
@@ -252,16 +251,19 @@ def train_again(
     taught: Object,
     meta: Mapping[str, Any],
     name: str,
+    teacher: Object | None = None,
 ) -> dict[str, Any]:
     """Train a stored student again from what its manifest `meta` names; its new hash.
 
-    Raises `TrainingError` or `DatasetError`.
+    `teacher` is asked anew by a student that learns on its own answers. Raises `TrainingError`
+    or `DatasetError`.
     """
     folder = RunFolder.named(settings.home / "runs", name)
     folder.root.mkdir(parents=True, exist_ok=True)
     origin = {key: str(meta[key]) for key in ORIGIN}
     begin = Start(path=start.path, hash=start.hash, layers=None)
-    _, stored, _ = _made(settings, config, label, folder, begin, taught, origin)
+    path = None if teacher is None else teacher.path
+    _, stored, _ = _made(settings, config, label, folder, begin, taught, origin, path)
     return {"hash": stored.hash}
 
 
@@ -273,12 +275,13 @@ def _made(
     start: Start,
     taught: Object,
     origin: dict[str, str],
+    teacher: Path | None,
 ) -> tuple[Summary, Object, str]:
     """Train and store; the summary, the stored weights, and the id of the MLflow run."""
     store = ObjectStore(settings.objects)
     tracked = Tracked.start(settings.mlflow_uri, label, folder, config.model_dump(), origin)
     try:
-        summary = _train(config, start, taught, folder, origin, tracked)
+        summary = _train(config, start, taught, folder, origin, tracked, teacher)
         meta = {
             **origin,
             "run_name": folder.root.name,
@@ -303,6 +306,7 @@ def _train(
     folder: RunFolder,
     origin: dict[str, str],
     tracked: Tracked,
+    teacher: Path | None,
 ) -> Summary:
     import ray
 
@@ -319,6 +323,7 @@ def _train(
             run=str(folder.root),
             fingerprint=hashlib.sha256("\n".join(decided).encode()).hexdigest(),
             threads=cpus,
+            teacher=str(teacher) if teacher and config.distillation == "on_policy" else None,
         )
         gpu = resources.get("GPU", 0) >= config.most_workers
         seen = max((point["step"] for point in folder.points()), default=0)
@@ -364,22 +369,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = vars(parser().parse_args(argv))
     path, name = given.pop("config"), given.pop("run_name")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    try:
-        closing_line = run(factory_config.load(), load_as(DistillConfig, path, given), name)
-    except (
-        CatalogError,
-        ConfigError,
-        DatasetError,
-        EvaluationError,
-        LedgerError,
-        RegistryError,
-        SuiteError,
-        TrainingError,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(closing_line), flush=True)
-    return 0
+    return closed(
+        lambda: run(factory_config.load(), load_as(DistillConfig, path, given), name),
+        interrupted=GOES_ON,
+    )
 
 
 if __name__ == "__main__":

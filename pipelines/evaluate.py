@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress as Bars
@@ -30,24 +30,20 @@ from rich.progress import Progress as Bars
 from factory import config
 from factory.catalog import pull
 from factory.catalog.code import UNKNOWN, code_state
-from factory.catalog.errors import CatalogError
 from factory.catalog.objects import Object, ObjectStore
-from factory.config import ConfigError, Settings
+from factory.config import Settings
 from factory.evaluation.compare import compare
 from factory.evaluation.harness import Judged, judge
 from factory.evaluation.results import EvaluationError
 from factory.evaluation.suite import Case, Suite, SuiteError, read
 from factory.evaluation.transformers_answerer import TransformersAnswerer
-from factory.ledger.errors import LedgerError
 from factory.ledger.store import open_ledger
-from factory.registry.errors import RegistryError
 from factory.registry.lineage import Lineage, library_versions
 from factory.registry.versions import WEIGHTS, Registry
 from factory.training import dataset
 from factory.training.screening import asked
+from pipelines.closing import closed, gate_code
 from pipelines.verdict import Verdict
-
-REFUSED = 3
 
 Advance = Callable[[int], None]
 Progress = Callable[[str, int], Advance]
@@ -316,29 +312,18 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     options = vars(parser().parse_args(argv))
-    try:
+
+    def job() -> dict[str, Any]:
         settings = config.load()
         with (
             closing(open_ledger(settings.database_url)) as ledger,
             shown_progress() as progress,
         ):
             verdict = evaluate(settings, Registry(settings, ledger), progress=progress, **options)
-    except (
-        CatalogError,
-        ConfigError,
-        EvaluationError,
-        LedgerError,
-        RegistryError,
-        SuiteError,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    console = Console(file=sys.stderr, highlight=False)
-    if not console.is_terminal:
-        console.width = 120
-    verdict.show(console)
-    print(json.dumps(verdict.as_dict()), flush=True)
-    return REFUSED if verdict.decision is not None and not verdict.decision.passed else 0
+        verdict.shown()
+        return verdict.as_dict()
+
+    return closed(job, code=gate_code, interrupted="interrupted; what was judged before is kept")
 
 
 def _sha256(path: Path) -> str:

@@ -36,22 +36,24 @@ from filelock import FileLock, Timeout
 
 from factory import config as factory_config
 from factory.catalog import pull
-from factory.catalog.errors import CatalogError
 from factory.catalog.objects import Object, ObjectStore
-from factory.config import ConfigError, HubSource, Settings
+from factory.config import HubSource, Settings
 from factory.registry.versions import WEIGHTS
-from factory.training import dataset, estimate
+from factory.training import dataset, estimate, screening
 from factory.training.chat import template_hash
 from factory.training.config import TrainConfig, load
-from factory.training.dataset import DatasetError
 from factory.training.errors import TrainingError
 from factory.training.loop import Summary
 from factory.training.run import RunFolder
 from factory.training.tracking import Tracked
 from factory.training.train import Task, launch, load_data
 from factory.training.watch import Bar, Watch
+from pipelines.closing import GOES_ON, closed
 
 DEFAULT_CONFIG = Path(__file__).with_name("finetune.yaml")
+
+SHOWN = 3
+"""Examples that a note names."""
 
 Say = Callable[[str], None]
 """Tells the person at the command one line."""
@@ -249,7 +251,27 @@ def dry_run(
     found = foresee(settings, job)
     for text in estimate.table(found, job.base.name, job.corpus.name):
         say(text)
-    return {"dry_run": True, **job.origin, **estimate.plain(found)}
+    given = given_away(job.corpus, say)
+    return {"dry_run": True, **job.origin, **estimate.plain(found), "given_away": given}
+
+
+def given_away(corpus: Corpus, say: Say) -> dict[str, int]:
+    """How many train examples nearly repeat a held-out one, by split; told if there are any.
+
+    Empty for a data set that was made without such.
+    """
+    if "near_duplicates" in dataset.read_card(corpus.folder):
+        return {}
+    present = [part for part in dataset.SPLITS if (corpus.folder / f"{part}.jsonl").exists()]
+    found = screening.given_away(dataset.read(corpus.folder, present))
+    for part, names in found.items():
+        if names:
+            say(
+                f"note       {len(names)} train examples nearly repeat one of the {part} split "
+                f"({', '.join(names[:SHOWN])}), which flatters its score; "
+                "`python -m pipelines.dataset` leaves such out"
+            )
+    return {part: len(names) for part, names in found.items()}
 
 
 def tune(
@@ -262,6 +284,7 @@ def tune(
     job = plan(settings, config, name)
     for text in estimate.table(foresee(settings, job), job.base.name, job.corpus.name):
         say(text)
+    given_away(job.corpus, say)
     job.run.root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(job.run.root / "lock", timeout=0):
@@ -377,17 +400,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(TrainConfig.model_json_schema(), indent=2))
         return 0
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    try:
+
+    def job() -> dict[str, Any]:
         config, settings = load(path, given), factory_config.load()
-        closing = dry_run(settings, config, name) if dry else tune(settings, config, name)
-    except (TrainingError, DatasetError, CatalogError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command with the same --run-name goes on", file=sys.stderr)
-        return 130
-    print(json.dumps(closing), flush=True)
-    return 0
+        return dry_run(settings, config, name) if dry else tune(settings, config, name)
+
+    return closed(job, interrupted=GOES_ON)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from factory import config
-from factory.catalog.errors import CatalogError
 from factory.catalog.objects import Object, ObjectStore
-from factory.evaluation.suite import Case, Suite, SuiteError
+from factory.evaluation.suite import Case, Suite
 from factory.evaluation.suite import write as write_suite
 from factory.training.dataset import (
     DatasetError,
@@ -35,6 +34,7 @@ from factory.training.dataset import (
     split_by_group,
     write,
 )
+from pipelines.closing import closed
 from pipelines.stdlib_docs import DocsError, Member, collect
 
 NAME = "helpdesk"
@@ -256,30 +256,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--label", action="append", help="a module to learn; repeat for more")
     parser.add_argument("--prompts", action="store_true", help="store unlabelled questions as well")
     options = parser.parse_args(argv)
-    try:
+
+    def job() -> dict[str, Any]:
         store = ObjectStore(config.load().objects)
-        data, judge = build(store, options.label or LABELS, options.seed)
-        asked = None
-        if options.prompts:
-            asked = build_prompts(store, options.label or LABELS, options.seed)
-    except (config.ConfigError, CatalogError, DatasetError, SuiteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    facts = json.loads((data.path / "card.json").read_text("utf-8"))
-    print(
-        json.dumps(
-            {
-                "dataset": str(data.path),
-                "hash": data.hash,
-                "data_hash": facts["hash"],
-                "counts": facts["counts"],
-                "suite": str(judge.path),
-                "suite_hash": facts["suite_hash"],
-                **({} if asked is None else {"prompts": str(asked.path), **asked.meta}),
-            }
-        )
-    )
-    return 0
+        labels = options.label or LABELS
+        data, judge = build(store, labels, options.seed)
+        asked = build_prompts(store, labels, options.seed) if options.prompts else None
+        facts = json.loads((data.path / "card.json").read_text("utf-8"))
+        return {
+            "dataset": str(data.path),
+            "hash": data.hash,
+            "data_hash": facts["hash"],
+            "counts": facts["counts"],
+            "suite": str(judge.path),
+            "suite_hash": facts["suite_hash"],
+            **({} if asked is None else {"prompts": str(asked.path), **asked.meta}),
+        }
+
+    return closed(job)
 
 
 if __name__ == "__main__":

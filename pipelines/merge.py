@@ -12,18 +12,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from factory import config
 from factory.catalog import pull
-from factory.catalog.errors import CatalogError
 from factory.catalog.objects import Object, ObjectStore
-from factory.config import ConfigError, Settings
+from factory.config import Settings
 from factory.training.chat import template_hash
 from factory.training.errors import TrainingError
 from factory.training.merge import merge
+from pipelines.closing import closed
 
 
 def merge_named(settings: Settings, name: str, model: str | None) -> tuple[Object, Object]:
@@ -101,13 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--adapter", required=True, help="name in the object store, or a folder")
     parser.add_argument("--model", help="catalog entry of the base; the adapter's own if none")
     given = parser.parse_args(argv)
-    try:
+
+    def job() -> dict[str, Any]:
         merged, base = merge_named(config.load(), given.adapter, given.model)
-    except (TrainingError, CatalogError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps({"model": str(merged.path), "hash": merged.hash, "base": base.name}))
-    return 0
+        return {"model": str(merged.path), "hash": merged.hash, "base": base.name}
+
+    return closed(job)
 
 
 if __name__ == "__main__":

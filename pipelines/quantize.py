@@ -15,9 +15,7 @@ done, 3 when the gate refuses, 1 with one sentence on standard error when someth
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -28,20 +26,16 @@ from rich.console import Console
 from rich.table import Table
 
 from factory import config
-from factory.catalog.errors import CatalogError
 from factory.catalog.objects import Object, ObjectStore
-from factory.config import ConfigError, Settings
-from factory.evaluation.results import EvaluationError
-from factory.evaluation.suite import Suite, SuiteError
-from factory.ledger.errors import LedgerError
+from factory.config import Settings
+from factory.evaluation.suite import Suite
 from factory.ledger.store import open_ledger
-from factory.registry.errors import RegistryError
 from factory.registry.versions import WEIGHTS, Registry
-from factory.training.errors import TrainingError
 from factory.training.quantization import Scheme, quantize
+from pipelines.closing import closed, gate_code
 from pipelines.distill import find_teacher
 from pipelines.engine_speed import EngineProcess
-from pipelines.evaluate import REFUSED, evaluate, find_suite, shown_progress
+from pipelines.evaluate import evaluate, find_suite, shown_progress
 from pipelines.taught import Teacher
 from pipelines.verdict import Verdict
 
@@ -170,27 +164,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     options = vars(parser().parse_args(argv))
-    try:
-        verdict, closing_line = run(config.load(), **options)
-    except (
-        CatalogError,
-        ConfigError,
-        EvaluationError,
-        LedgerError,
-        RegistryError,
-        SuiteError,
-        TrainingError,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    console = Console(file=sys.stderr, highlight=False)
-    if not console.is_terminal:
-        console.width = 120
-    verdict.show(console)
-    if closing_line["engines"]:
-        show(console, closing_line)
-    print(json.dumps(closing_line), flush=True)
-    return REFUSED if verdict.decision is not None and not verdict.decision.passed else 0
+
+    def job() -> dict[str, Any]:
+        verdict, line = run(config.load(), **options)
+        console = verdict.shown()
+        if line["engines"]:
+            show(console, line)
+        return line
+
+    return closed(job, code=gate_code)
 
 
 if __name__ == "__main__":

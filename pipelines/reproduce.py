@@ -15,10 +15,8 @@ is reproduced, 3 when it is not, 1 with one sentence on standard error when some
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -28,24 +26,22 @@ from typing import Any
 
 from factory import config as factory_config
 from factory.catalog import pull
-from factory.catalog.errors import CatalogError
 from factory.catalog.objects import Object, ObjectStore
-from factory.config import ConfigError, Settings
+from factory.config import Settings
 from factory.evaluation.harness import judge
 from factory.evaluation.results import EvaluationError, wilson
-from factory.evaluation.suite import Suite, SuiteError
+from factory.evaluation.suite import Suite
 from factory.evaluation.suite import read as read_suite
 from factory.evaluation.transformers_answerer import TransformersAnswerer
-from factory.ledger.errors import LedgerError
 from factory.ledger.store import open_ledger
 from factory.registry.errors import RegistryError
 from factory.registry.lineage import library_versions
 from factory.registry.versions import WEIGHTS, Registry, Version
 from factory.training.config import check, check_as
-from factory.training.dataset import DatasetError
 from factory.training.distill import DistillConfig
 from factory.training.errors import TrainingError
 from pipelines import distill, finetune, quantize
+from pipelines.closing import closed
 from pipelines.finetune import Say, to_stderr
 from pipelines.taught import Teacher
 
@@ -67,6 +63,10 @@ class Origin:
         return str(self.artifact.meta.get("pipeline", "finetune"))
 
 
+_TEACHERS = ("merged", WEIGHTS, pull.KIND)
+"""Kinds of whole weights that teach, or are quantized."""
+
+
 def find_origin(settings: Settings, store: ObjectStore, name: str, number: int) -> Origin:
     """A version and what it was made from.
 
@@ -85,9 +85,10 @@ def find_origin(settings: Settings, store: ObjectStore, name: str, number: int) 
                 _by_hash(store, "taught", meta["taught"]),
                 _by_hash(store, "students", meta["student_hash"]),
             )
+            if (meta.get("config") or {}).get("distillation") == "on_policy":
+                needed += (_by_hash(store, _TEACHERS, meta["teacher_hash"]),)
         case "quantize":
-            kinds = ("merged", WEIGHTS, pull.KIND)
-            needed = (base, _by_hash(store, kinds, meta["source_hash"]))
+            needed = (base, _by_hash(store, _TEACHERS, meta["source_hash"]))
         case _:
             needed = (base, _data(store, line.data_hash))
     for item in needed:
@@ -125,10 +126,10 @@ def rebuild(settings: Settings, origin: Origin, run_name: str, say: Say) -> Obje
     version, meta = origin.version, origin.artifact.meta
     match origin.pipeline:
         case "distill":
-            _, taught, start = origin.needed
+            _, taught, start, *teacher = origin.needed
             arguments = check_as(DistillConfig, _arguments(version), f"lineage of {version.name}")
             again = distill.train_again(
-                settings, arguments, version.name, start, taught, meta, run_name
+                settings, arguments, version.name, start, taught, meta, run_name, *teacher
             )
         case "quantize":
             source = origin.needed[1]
@@ -292,28 +293,17 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     options = parser().parse_args(argv)
-    name, _, number = options.version.partition("@")
-    try:
+
+    def job() -> dict[str, Any]:
+        name, _, number = options.version.partition("@")
         if not number.isdigit():
             raise RegistryError(
                 f"'{options.version}' names no version; write NAME@VERSION, such as helpdesk@3"
             )
-        job = retrain if options.retrain else reproduce
-        said = job(factory_config.load(), name, int(number))
-    except (
-        CatalogError,
-        ConfigError,
-        DatasetError,
-        EvaluationError,
-        LedgerError,
-        RegistryError,
-        SuiteError,
-        TrainingError,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(said), flush=True)
-    return 0 if said.get("reproduced", True) else DIFFERS
+        make = retrain if options.retrain else reproduce
+        return make(factory_config.load(), name, int(number))
+
+    return closed(job, code=lambda line: 0 if line.get("reproduced", True) else DIFFERS)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ each screen rejected; exit code 1 with one sentence on standard error when somet
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import sys
@@ -28,19 +27,17 @@ from openai import OpenAI, OpenAIError
 from pydantic import ValidationError
 
 from factory import config as factory_config
-from factory.catalog.errors import CatalogError
 from factory.catalog.objects import Object, ObjectStore
-from factory.cluster.errors import ClusterError
 from factory.cluster.serving import serving
-from factory.config import ConfigError, Settings
+from factory.config import Settings
 from factory.evaluation.scorers import first_label, normalise
-from factory.evaluation.suite import SuiteError
 from factory.evaluation.suite import read as read_suite
 from factory.gateway.guard.chain import Chain
 from factory.training import dataset
-from factory.training.dataset import DatasetError, Example, Turn
+from factory.training.dataset import Example, Turn
 from factory.training.errors import TrainingError
 from factory.training.screening import CONTAMINATED, DUPLICATE, Filter, Overlap, asked, screen
+from pipelines.closing import closed
 from pipelines.evaluate import asked_of
 from pipelines.finetune import find_data
 
@@ -275,7 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     options = parser().parse_args(argv)
     key = os.environ.get("FACTORY_API_KEY", "")
-    try:
+
+    def job() -> dict[str, Any]:
         if options.count < 1:
             raise TrainingError(f"--count is {options.count}; ask for at least one example")
         if not key:
@@ -299,30 +297,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             facts={"model": model, "judge": options.judge or model},
             say=lambda text: print(text, file=sys.stderr, flush=True),
         )
-    except (
-        CatalogError,
-        ClusterError,
-        ConfigError,
-        DatasetError,
-        SuiteError,
-        TrainingError,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    card = dataset.read_card(stored.path)
-    print(
-        json.dumps(
-            {
-                "dataset": str(stored.path),
-                "hash": stored.hash,
-                "data_hash": card["hash"],
-                "counts": card["counts"],
-                "synthetic": card["synthetic"],
-                "rejected": rejected,
-            }
-        )
-    )
-    return 0
+        card = dataset.read_card(stored.path)
+        return {
+            "dataset": str(stored.path),
+            "hash": stored.hash,
+            "data_hash": card["hash"],
+            "counts": card["counts"],
+            "synthetic": card["synthetic"],
+            "rejected": rejected,
+        }
+
+    return closed(job)
 
 
 if __name__ == "__main__":

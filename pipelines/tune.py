@@ -31,13 +31,11 @@ import yaml
 from filelock import FileLock, Timeout
 
 from factory import config as factory_config
-from factory.catalog.errors import CatalogError
 from factory.catalog.objects import ObjectStore
-from factory.config import ConfigError, Settings
+from factory.config import Settings
 from factory.config.pools import POOL_LABEL
 from factory.training import dataset, estimate, search_plot, trial
 from factory.training.config import load_as
-from factory.training.dataset import DatasetError
 from factory.training.errors import TrainingError
 from factory.training.run import RunFolder
 from factory.training.screening import asked
@@ -55,6 +53,7 @@ from factory.training.search import (
     table,
 )
 from factory.training.tracking import Tracked
+from pipelines.closing import GOES_ON, closed
 from pipelines.finetune import (
     Corpus,
     Job,
@@ -426,17 +425,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(SearchConfig.model_json_schema(), indent=2))
         return 0
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    try:
+
+    def job() -> dict[str, Any]:
         config, settings = load_as(SearchConfig, path, given), factory_config.load()
-        closing = dry_run(settings, config, name) if dry else search(settings, config, name)
-    except (TrainingError, DatasetError, CatalogError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command with the same --run-name goes on", file=sys.stderr)
-        return 130
-    print(json.dumps(closing), flush=True)
-    return 0
+        return dry_run(settings, config, name) if dry else search(settings, config, name)
+
+    return closed(job, interrupted=GOES_ON)
 
 
 if __name__ == "__main__":

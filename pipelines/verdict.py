@@ -7,6 +7,7 @@ json.dumps(verdict.as_dict())
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,6 +54,14 @@ class Verdict:
             "promoted": None if self.decision is None else self.decision.passed,
             "reasons": [] if self.decision is None else list(self.decision.reasons),
         }
+
+    def shown(self) -> Console:
+        """Print what `show` prints to standard error; returns where."""
+        console = Console(file=sys.stderr, highlight=False)
+        if not console.is_terminal:
+            console.width = 120
+        self.show(console)
+        return console
 
     def show(self, console: Console) -> None:
         """Print the table, the comparisons and what the gate said."""

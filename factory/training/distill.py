@@ -9,20 +9,26 @@ being trained whole, and in keeping its embeddings.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from factory.training import adapter, dataset, teaching
 from factory.training.config import TrainConfig, check_as
 from factory.training.distillation import FromTeacher, in_order
 from factory.training.divergence import Kind
-from factory.training.loop import Data, Peers, Summary, fit
+from factory.training.errors import TrainingError
+from factory.training.loop import Data, Peers, Summary, fit, precision
 from factory.training.objective import Objective
+from factory.training.on_policy import OnPolicy
 from factory.training.run import RunFolder
 from factory.training.student import How
-from factory.training.train import Task, load_data
+from factory.training.train import Task, gathered, load_data
+
+if TYPE_CHECKING:
+    from torch import nn
 
 ALL_OF_IT = "a student is small, and all of it has to make up for the layers it lost"
 
@@ -40,8 +46,9 @@ class DistillConfig(TrainConfig):
     """Which layers are kept where only their number is given."""
     prompts: str | None = None
     """Unlabelled prompts that the teacher answers: of the object store, or a JSON Lines file."""
-    distillation: Literal["logits", "sequence"] = "logits"
-    """Learn the teacher's distributions, or (for another vocabulary) only its answers."""
+    distillation: Literal["logits", "sequence", "on_policy"] = "logits"
+    """Learn the teacher's distributions; or (for another vocabulary) only its answers; or its
+    distributions at what the student itself answers, with the teacher in memory."""
     divergence: Kind = "forward_kl"
     """How far from the teacher is measured."""
     temperature: float = Field(default=2.0, gt=0)
@@ -54,12 +61,26 @@ class DistillConfig(TrainConfig):
     """Logits of the teacher that are kept for a token; the rest is kept as one number."""
     max_answer_tokens: int = Field(default=16, ge=1)
     """Longest answer of the teacher to a prompt."""
+    lmbda: float = Field(default=0.5, ge=0, le=1)
+    """`on_policy`: share of batches that the student answers itself; the others have the data's
+    answers."""
+    max_new_tokens: int = Field(default=16, ge=1)
+    """`on_policy`: longest answer of the student."""
     freeze_embeddings: bool = True
     """Leave embeddings and output layer as the teacher has them."""
     use_peft: bool = False
     """Train an adapter only; a student is trained whole unless told otherwise."""
     full_tuning_reason: str | None = ALL_OF_IT
     """Why an adapter is not enough."""
+
+    @model_validator(mode="after")
+    def _in_one_piece(self) -> DistillConfig:
+        if self.distillation == "on_policy" and self.zero_stage:
+            raise ValueError(
+                "on_policy lets the student answer, which it cannot while ZeRO spreads it over "
+                "workers; leave zero_stage out, or choose the distillation 'logits'"
+            )
+        return self
 
 
 def run_distillation(task: Task, peers: Peers) -> Summary:
@@ -78,13 +99,17 @@ def run_distillation(task: Task, peers: Peers) -> Summary:
             layer.requires_grad_(False)
     data = load_data(Path(task.data), tokenizer, config)
     run = RunFolder(Path(task.run))
-    objective = None
-    if config.distillation == "logits":
-        loss = _loss(config, Path(task.data), data)
-        precision = torch.bfloat16 if config.bf16 and not config.use_peft else None
-        objective = lambda trained: Objective(trained, loss, precision)  # noqa: E731
+    objective: Callable[[Any], nn.Module] | None = None
+    match config.distillation:
+        case "logits":
+            loss = _loss(config, Path(task.data), data)
+            objective = lambda trained: Objective(trained, loss, precision(config))  # noqa: E731
+        case "on_policy":
+            objective = _on_policy(config, task, tokenizer, data)
     summary = fit(config, student, data, run, task.fingerprint, peers, objective=objective)
     if peers.rank == 0:
+        if config.zero_stage:
+            student, summary = gathered(task, config, data, run, summary)
         if config.use_peft:
             adapter.export(student, run, base_name=task.base_name, revision=task.revision)
         else:
@@ -93,16 +118,52 @@ def run_distillation(task: Task, peers: Peers) -> Summary:
 
 
 def _loss(config: DistillConfig, folder: Path, data: Data) -> FromTeacher:
-    written = {item.id: bool(item.synthetic) for item in dataset.read(folder, ["train"])["train"]}
     return FromTeacher(
         in_order(
             teaching.read(folder),
             [sample.id for sample in data.train],
             [sample.learned for sample in data.train],
         ),
-        [not written[sample.id] for sample in data.train],
+        _trusted(folder, data),
         kind=config.divergence,
         temperature=config.temperature,
         ce_weight=config.ce_weight,
         beta=config.beta,
     )
+
+
+def _on_policy(
+    config: DistillConfig, task: Task, tokenizer: Any, data: Data
+) -> Callable[[Any], nn.Module]:
+    if task.teacher is None:
+        raise TrainingError("on_policy needs the teacher's weights; run it by pipelines.distill")
+    teacher = teaching.load_teacher(Path(task.teacher))
+    trusted = _trusted(Path(task.data), data)
+
+    def objective(trained: Any) -> nn.Module:
+        declared = trained.generation_config.eos_token_id
+        stops = declared if isinstance(declared, list) else [declared]
+        return OnPolicy(
+            trained,
+            teacher,
+            data.train,
+            trusted,
+            vocabulary=len(tokenizer),
+            stops={*stops, tokenizer.eos_token_id} - {None},
+            lmbda=config.lmbda,
+            max_new_tokens=config.max_new_tokens,
+            top_k=config.top_k,
+            kind=config.divergence,
+            temperature=config.temperature,
+            ce_weight=config.ce_weight,
+            beta=config.beta,
+            autocast=precision(config),
+        )
+
+    return objective
+
+
+def _trusted(folder: Path, data: Data) -> list[bool]:
+    """Whether the answer of each example is the data's own, not the teacher's."""
+    written = {item.id: bool(item.synthetic) for item in dataset.read(folder, ["train"])["train"]}
+    return [not written[sample.id] for sample in data.train]

@@ -2,6 +2,7 @@
 
     judged = Overlap(); judged.add("case text …")
     judged.share("a new prompt …")                 # 0 to 1: how much of it a case has already
+    given_away(split)["validation"]                # train examples that nearly ask the same
     kept, dropped = screen(examples, [("of a suite", lambda e: judged.share(asked(e)) < 0.5)])
 
 Two texts are compared by their runs of words, whatever their case and punctuation. The comparison
@@ -15,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from factory.training.dataset import Example
+from factory.training.dataset import Example, Split
 
 RUN = 4
 """Words of a run. A text with fewer is one run."""
@@ -25,6 +26,9 @@ CONTAMINATED = 0.5
 
 DUPLICATE = 0.7
 """Two texts with so large a share of their runs in common are one."""
+
+LOOKED_AT = 20_000
+"""Train examples that `given_away` compares: it warns, and is not to hold up a run."""
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -91,6 +95,23 @@ class Overlap:
 def asked(example: Example) -> str:
     """What the users of a conversation say: the part that makes it a case of its own."""
     return "\n".join(turn.content for turn in example.messages if turn.role == "user")
+
+
+def given_away(split: Split, most: int = LOOKED_AT) -> dict[str, list[str]]:
+    """Ids of train examples whose question nearly repeats one of a held-out split, by split.
+
+    Scores on such a split flatter. Of a large train split the first `most` examples are compared.
+    """
+    questions = [(example.id, asked(example)) for example in split["train"][:most]]
+    found = {}
+    for part, examples in split.items():
+        if part == "train":
+            continue
+        held_out = Overlap()
+        for example in examples:
+            held_out.add(asked(example))
+        found[part] = [name for name, text in questions if held_out.likeness(text) >= DUPLICATE]
+    return found
 
 
 def screen(items: Sequence[T], filters: Sequence[Filter[T]]) -> tuple[list[T], dict[str, int]]:

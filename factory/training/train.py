@@ -62,6 +62,8 @@ class Task:
     """Hash over arguments, data and base: what a resumed run must have in common."""
     threads: int
     """CPU threads of one worker."""
+    teacher: str | None = None
+    """Folder of a teacher's weights that a worker must have in memory."""
 
 
 Work = Callable[[Task, Peers], Summary]
@@ -113,7 +115,7 @@ def run_task(task: Task, peers: Peers) -> Summary:
     summary = fit(config, tuned, data, run, task.fingerprint, peers)
     if peers.rank == 0:
         if config.zero_stage:
-            tuned, summary = _gathered(task, config, data, run, summary)
+            tuned, summary = gathered(task, config, data, run, summary)
         if config.use_peft:
             adapter.export(tuned, run, base_name=task.base_name, revision=task.revision)
         else:
@@ -121,7 +123,7 @@ def run_task(task: Task, peers: Peers) -> Summary:
     return summary
 
 
-def _gathered(
+def gathered(
     task: Task, config: TrainConfig, data: Data, run: RunFolder, summary: Summary
 ) -> tuple[Any, Summary]:
     """A model that was spread over workers, whole from its last checkpoint, and scored."""

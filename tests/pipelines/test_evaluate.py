@@ -18,6 +18,7 @@ from factory.evaluation.suite import Case, Suite, write
 from factory.ledger import promotions
 from factory.ledger.store import open_ledger
 from pipelines import evaluate
+from pipelines.closing import REFUSED
 from tests.training import tiny
 
 Run = Callable[..., tuple[int, dict[str, Any], str]]
@@ -116,7 +117,7 @@ def test_judged_registered_and_promoted(run: Run, adapter: Path, tiny_base: Path
 def test_refusal_is_exit_code_3_and_logged(run: Run, home: Path, adapter: Path) -> None:
     change_gate(home, min=1.0)
     code, closing, err = run("--adapter", str(adapter), "--promote")
-    assert (code, closing["promoted"]) == (evaluate.REFUSED, False)
+    assert (code, closing["promoted"]) == (REFUSED, False)
     assert "refused: accuracy" in err
     ledger = open_ledger(config.load().database_url)
     try:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 from mlflow.tracking import MlflowClient
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from factory import config as factory_config
@@ -106,6 +108,32 @@ def test_two_workers_learn_what_one_with_twice_the_batch_learns(
     pair = job(model, data, per_device_train_batch_size=4, num_workers=2)
     finetune.tune(settings, pair, "pair")
     assert losses(settings, "pair") == pytest.approx(losses(settings, "single"), rel=1e-3)
+
+
+@pytest.mark.ray
+def test_zero_over_two_ray_workers_ends_in_the_whole_weights_of_one(
+    ray_cluster: object, settings: Settings, model: Path, data: Path
+) -> None:
+    whole = {
+        "use_peft": False,
+        "full_tuning_reason": "the test trains every weight",
+        "full_tuning_min_examples": 10,
+        "max_steps": 3,
+    }
+    spread = {"zero_stage": 3, "num_workers": 2, "per_device_train_batch_size": 4}
+    closing = finetune.tune(settings, job(model, data, **whole, **spread), "spread")
+    alone = finetune.plan(
+        settings, job(model, data, **whole, per_device_train_batch_size=8), "alone"
+    )
+    run_task(alone.task(1), Peers())
+
+    assert losses(settings, "spread") == pytest.approx(losses(settings, "alone"), rel=1e-3)
+    assert closing["validation_accuracy"] is not None
+    (stored,) = ObjectStore(settings.objects).list("weights")
+    ours, theirs = (load_file(f / "model.safetensors") for f in (stored.path, alone.run.model))
+    assert ours.keys() == theirs.keys()
+    for name, item in theirs.items():
+        torch.testing.assert_close(ours[name], item, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.ray
@@ -253,8 +281,11 @@ def test_workers_share_what_is_free(free: float, workers: int, share: int) -> No
 
 
 def test_a_dry_run_says_what_it_will_take_and_starts_nothing(
-    settings: Settings, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+    settings: Settings, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    data = tiny.data(tmp_path / "desk")
+    rows = (data / "train.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (data / "validation.jsonl").write_text(rows[2], "utf-8")
     flags = [f"--{key}={json.dumps(value)}" for key, value in job(model, data).model_dump().items()]
     assert finetune.main(["--dry-run", *flags]) == 0
     said = capsys.readouterr()
@@ -262,6 +293,8 @@ def test_a_dry_run_says_what_it_will_take_and_starts_nothing(
     assert closing["steps"] == 6
     assert closing["cost_nusd"]["onprem"] > 0
     assert "trainable" in said.err
+    assert closing["given_away"] == {"validation": 1}
+    assert "flatters its score" in said.err
     assert not (settings.home / "runs").exists()
 
 

@@ -142,7 +142,7 @@ def test_the_command_says_what_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FACTORY_HOME", str(tmp_path))
-    assert helpdesk.main(["--label", "os", "--label", "no_such_module_here"]) == 2
+    assert helpdesk.main(["--label", "os", "--label", "no_such_module_here"]) == 1
     assert "no such module" in capsys.readouterr().err
 
 

@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.training.screening import CONTAMINATED, DUPLICATE, Overlap, screen
+from factory.training.dataset import Example, Turn
+from factory.training.screening import CONTAMINATED, DUPLICATE, Overlap, given_away, screen
 
 WORDS = st.lists(
     st.sampled_from(["the", "a", "cat", "sat", "on", "mat", "and", "ran", "off", "home"]),
@@ -64,3 +65,18 @@ def test_filters_are_asked_in_order_and_may_remember() -> None:
     kept, dropped = screen([4, 4, 3, 2, 3, 8], [("odd", lambda n: n % 2 == 0), ("again", new)])
     assert kept == [4, 2, 8]
     assert dropped == {"odd": 2, "again": 1}
+
+
+def test_train_examples_that_repeat_a_held_out_one_are_found_by_split() -> None:
+    def ask(name: str, text: str) -> Example:
+        turns = (Turn(role="user", content=text), Turn(role="assistant", content="yes"))
+        return Example(messages=turns, id=name, group=name)
+
+    where = "where is the nearest harbour with room for large sailing boats today"
+    split = {
+        "train": [ask("a", where + " or tomorrow"), ask("b", "what is the time now in Lima")],
+        "validation": [ask("c", where.upper())],
+        "test": [ask("d", "how deep is the sea below the old bridge")],
+    }
+    assert given_away(split) == {"validation": ["a"], "test": []}
+    assert given_away(split, most=0) == {"validation": [], "test": []}
