@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -50,6 +50,8 @@ class EmbedderSpec:
     """Requests a replica takes at once; the rest wait in the handle's queue."""
     num_cpus: float = 0.2
     """CPU share that Ray reserves: small, so that tuning still fits beside it on two cores."""
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    """Label selector of the nodes that may hold it; empty lets any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,7 @@ def embedder_app(spec: EmbedderSpec, *, name: str, cores: int) -> serve.Applicat
             ray_actor_options={
                 "num_cpus": spec.num_cpus,
                 "runtime_env": {"env_vars": environment},
+                **({"label_selector": dict(spec.nodes)} if spec.nodes else {}),
             },
             graceful_shutdown_timeout_s=10,
             version=deployment_version(asdict(spec), cores),

@@ -76,6 +76,8 @@ class EngineSpec:
     """CPU share that Ray reserves; vLLM's threads are bounded by the environment below."""
     num_gpus: int = 0
     """GPUs of a replica (its tensor-parallel size); 0 runs on the CPU."""
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    """Label selector of the nodes that may hold it; empty lets any."""
     max_lora_rank: int = 0
     """Highest rank of adapters that can be loaded at run time; 0 loads none."""
     adapters: Mapping[str, str] = field(default_factory=dict)
@@ -398,6 +400,8 @@ def engine_app(spec: EngineSpec, *, name: str, cores: int) -> serve.Application:
             "placement_group_bundles": [bundle] * spec.num_gpus,
             "placement_group_strategy": "PACK",
         }
+        if spec.nodes:
+            together["placement_group_bundle_label_selector"] = [dict(spec.nodes)]
     return (
         serve.deployment(TierEngine)
         .options(  # type: ignore[no-any-return]
@@ -420,6 +424,7 @@ def actor_options(spec: EngineSpec, cores: int) -> dict[str, Any]:
     return {
         "num_cpus": spec.num_cpus,
         "runtime_env": {"env_vars": engine_environment(spec, cores)},
+        **({"label_selector": dict(spec.nodes)} if spec.nodes and not spec.num_gpus else {}),
     }
 
 

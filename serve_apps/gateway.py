@@ -179,6 +179,9 @@ def gateway_app(
     cores: int,
 ) -> serve.Application:
     """The gateway bound to its engines, ready for `serve.run`; it will listen on `port`."""
+    options: dict[str, Any] = {"num_cpus": 0.1, "runtime_env": {"env_vars": ENVIRONMENT}}
+    if planned.nodes:
+        options["label_selector"] = dict(planned.nodes)
     deployments: dict[str, Any] = {
         name: engine_app(spec, name=name, cores=cores) for name, spec in planned.engines.items()
     }
@@ -191,7 +194,7 @@ def gateway_app(
             name="gateway",
             num_replicas=replicas,
             max_ongoing_requests=256,
-            ray_actor_options={"num_cpus": 0.1, "runtime_env": {"env_vars": ENVIRONMENT}},
+            ray_actor_options=options,
             graceful_shutdown_timeout_s=SHUTDOWN_S,
             max_surge_percent=100,
         )

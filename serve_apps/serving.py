@@ -15,12 +15,13 @@ an engine for each would hold the base's weights as many times.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from factory.catalog.objects import Object
+from factory.cluster.hosting import hosts
 from factory.config import (
     ConfigError,
     Endpoint,
@@ -86,6 +87,8 @@ class ServingPlan:
     notes: tuple[str, ...]
     """What a person should know, for example that an endpoint answers with its base."""
     embedders: Mapping[str, EmbedderSpec] = field(default_factory=dict)
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    """Label selector of the nodes that may hold the gateway; empty lets any."""
     pinned: Mapping[str, TierPlan] = field(default_factory=dict)
     """By what a request may name instead of an endpoint: `MODEL`, `MODEL:ADAPTER`,
     `MODEL:ADAPTER@VERSION`."""
@@ -153,6 +156,7 @@ def plan(
 
     `bases` are the pulled weights by model; `champions` the promoted adapter by (model, adapter),
     None where none is promoted yet, in which case the base answers and a note says so.
+    Raises `ClusterError` for an engine that no pool may hold.
     """
     planning = _Planning(settings, bases, champions)
     for endpoint_name, endpoint in settings.endpoints.items():
@@ -160,11 +164,13 @@ def plan(
             planning.place(endpoint_name, endpoint, name)
     planning.pin()
     planning.bound(settings)
+    planning.settle(settings)
     return ServingPlan(
         engines=planning.engines,
         embedders=planning.embedders,
         tiers=planning.tiers,
         pinned=planning.pinned,
+        nodes=_selector(settings, settings.endpoints.values()),
         static=None if static is None else str(static.path),
         notes=tuple(planning.notes),
     )
@@ -229,6 +235,22 @@ class _Planning:
             )
             standby = scaling.standby and target.min_replicas == 0
             self.engines[name] = replace(spec, target=target, standby=standby)
+
+    def settle(self, settings: Settings) -> None:
+        """Keep engines and embedders to the pools that may hold what they answer for."""
+
+        def nodes(deployment: str) -> dict[str, str]:
+            served = (
+                settings.endpoints[endpoint]
+                for endpoint, ladder in self.tiers.items()
+                if any(tier.engine == deployment for tier in ladder.values())
+            )
+            return _selector(settings, served)
+
+        for name, engine in self.engines.items():
+            self.engines[name] = replace(engine, nodes=nodes(name))
+        for name, embedder in self.embedders.items():
+            self.embedders[name] = replace(embedder, nodes=nodes(name))
 
     def pin(self) -> None:
         """Say which models may be asked for by name."""
@@ -307,6 +329,16 @@ class _Planning:
         return _tier(
             name, model, version, label, base.engine, base.path, adapter=adapter, lora=label
         )
+
+
+def _selector(settings: Settings, served: Iterable[Endpoint]) -> dict[str, str]:
+    """Ray's labels of the nodes that may hold what answers these endpoints."""
+    endpoints = list(served)
+    return hosts(
+        settings.pools,
+        [endpoint.class_ for endpoint in endpoints],
+        [endpoint.sensitivity for endpoint in endpoints],
+    ).selector
 
 
 def _label(name: str, adapter: str, champion: Champion) -> str:

@@ -147,7 +147,8 @@ def deploy(
     logging.getLogger("ray").setLevel(logging.WARNING)
     ray.init(address=address, log_to_driver=False, logging_level="warning")
     try:
-        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        cores = max([1, *(int(node["Resources"].get("CPU", 0)) for node in alive)])
         host = settings.gateway.host
         serve.start(http_options={"location": "NoServer"})
         app = gateway_app(

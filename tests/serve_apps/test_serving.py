@@ -14,6 +14,7 @@ from factory.config import ConfigError, Settings
 from factory.scaling import Target
 from serve_apps.engine import (
     EngineSpec,
+    actor_options,
     engine_app,
     engine_environment,
     engine_kwargs,
@@ -89,6 +90,23 @@ def test_endpoints_with_the_same_weights_share_one_engine(settings: Settings) ->
 
     assert len(planned.engines) == 1
     assert planned.tiers["helpdesk"][1].engine == planned.tiers["helpdesk-batch"][1].engine
+
+
+def test_what_users_wait_for_is_kept_off_spot_and_one_machine_needs_no_labels(
+    settings: Settings,
+) -> None:
+    alone = plan(settings, DEFAULT_BASES, {})
+    assert [spec.nodes for spec in alone.engines.values()] == [{}]
+    text = config.default_text().replace("\npools:", "\npools:" + SPOT, 1)
+    planned = plan(config.parse(text, "t", Path("/"), {}), DEFAULT_BASES, {})
+    engine = planned.engines["engine-smollm2-135m-helpdesk"]
+    assert engine.nodes == planned.nodes == {"factory/pool": "in(onprem)"}
+    assert actor_options(engine, 2)["label_selector"] == engine.nodes
+    assert planned.embedders["embedder-minilm"].nodes == {}  # its endpoint is no production
+
+
+SPOT = """
+  spot: {provider: aws, usd_per_hour: 1, spot_policy: spot, max_nodes: 2}"""
 
 
 def test_a_provider_has_a_place_on_the_ladder_and_no_engine(settings: Settings) -> None:
