@@ -126,11 +126,27 @@ class Factory:
         """Bring a model's weights into the object store. Raises `CatalogError`."""
         return weights.pull(self.settings, model, self.objects, self._progress, refresh=refresh)
 
-    def up(self, *, cpus: int | None = None) -> Serving:
-        """Pull what is missing, start the cluster, serve the gateway. Raises `ClusterError`."""
+    def up(
+        self,
+        *,
+        cpus: int | None = None,
+        autoscale: Path | str | None = None,
+        ray_port: int | None = None,
+    ) -> Serving:
+        """Pull what is missing, start the cluster, serve the gateway. Raises `ClusterError`.
+
+        `autoscale` is a cluster configuration for Ray's autoscaler, `ray_port` where nodes join.
+        """
         from factory.cluster import serving
 
-        return serving.up(self.settings, config=self._file, cpus=cpus, progress=self._progress)
+        return serving.up(
+            self.settings,
+            config=self._file,
+            cpus=cpus,
+            autoscaling=None if autoscale is None else Path(autoscale),
+            port=ray_port,
+            progress=self._progress,
+        )
 
     def start(self, *, cpus: int | None = None) -> Cluster:
         """Start the cluster alone, for jobs; `deploy` serves on it. Raises `ClusterError`."""

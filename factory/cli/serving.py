@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,18 @@ def up(
     cpus: Annotated[
         int | None, typer.Option(min=1, help="CPUs the cluster may use; default: all.")
     ] = None,
+    autoscale: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Cluster configuration by which Ray's autoscaler adds and ends nodes.",
+        ),
+    ] = None,
+    ray_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Where other machines join; default: a free port."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Pull missing models, start the cluster, serve the gateway.
@@ -25,7 +38,14 @@ def up(
 
     this = state(context)
     with progress() as tell:
-        found = serving.up(this.settings, config=this.config_file, cpus=cpus, progress=tell)
+        found = serving.up(
+            this.settings,
+            config=this.config_file,
+            cpus=cpus,
+            autoscaling=autoscale,
+            port=ray_port,
+            progress=tell,
+        )
     if json:
         emit(asdict(found))
         return

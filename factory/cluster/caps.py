@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from factory.cluster.errors import ClusterError
+from factory.config import POOL_LABEL
 
 _KEYS = ("min_workers", "max_workers")
 
@@ -72,6 +73,22 @@ class Caps:
                 f"the autoscaler's configuration '{self._file}' cannot be capped: {error}"
             ) from error
         return changed
+
+
+def capped_pools(file: Path) -> frozenset[str]:
+    """The pools of which no more nodes can be had now: those with a capped node type.
+
+    A type counts to the pool of its label, else to the one that has its name. Without a readable
+    configuration none is capped.
+    """
+    capped = Caps(file).state().get("original", {})
+    if not capped:
+        return frozenset()
+    try:
+        types = yaml.safe_load(file.read_text("utf-8"))["available_node_types"]
+        return frozenset(types[name].get("labels", {}).get(POOL_LABEL, name) for name in capped)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return frozenset()
 
 
 def _replace(path: Path, text: str) -> None:

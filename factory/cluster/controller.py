@@ -179,11 +179,21 @@ class Controller:
                 self._halt(this, job, runner, "cancel", "cancelled by request")
         elif job.state != "stopping":
             why = self._too_dear(this, job)
-            if why is None and due and moving.may(self._settings, job):
-                nodes = this.nodes(runner)
-                why = moving.why(self._settings, self._spot, job, nodes, this.now)
+            if why is None and due:
+                why = self._moves(this, job, runner)
             if why is not None:
                 self._halt(this, job, runner, "preempt", why)
+
+    def _moves(self, this: _Round, job: QueuedJob, runner: Runner) -> str | None:
+        if moving.may(self._settings, job):
+            nodes = this.nodes(runner)
+            return moving.why(self._settings, self._spot, job, nodes, this.now) or (
+                moving.stranded(self._settings, job, nodes, this.now)
+            )
+        pool = self._settings.pools.get(job.pool or "")
+        if pool is None or pool.market == "onprem":
+            return None
+        return moving.stranded(self._settings, job, this.nodes(runner), this.now)
 
     def _too_dear(self, this: _Round, job: QueuedJob) -> str | None:
         cap = job.spec.max_usd
@@ -391,7 +401,7 @@ def capacities(
         here = seen.get(name, Seen((), {}))
         nodes = list(here.nodes)
         size = eligibility.node(pool)
-        if settings.jobs.autoscaler and size is not None:
+        if settings.jobs.autoscaler and size is not None and not here.capped:
             nodes += [size] * max(0, pool.max_nodes - len(nodes))
         others: dict[Resource, float] = {}
         for resource in RESOURCES:

@@ -55,6 +55,8 @@ class Cluster:
     auth: str
     """RAY_AUTH_MODE of the cluster."""
     ready: bool = False
+    autoscaling: str | None = None
+    """The cluster configuration that Ray's autoscaler reads; None without an autoscaler."""
 
     def headers(self) -> dict[str, str]:
         """HTTP headers for the dashboard and job API."""
@@ -88,11 +90,15 @@ def start(
     *,
     config: Path | None = None,
     cpus: int | None = None,
+    autoscaling: Path | None = None,
+    port: int | None = None,
     timeout_s: float = 90,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Cluster:
     """Start a head and wait until it takes jobs. `cpus` defaults to what Ray detects.
 
+    `autoscaling` is a cluster configuration: Ray's autoscaler then starts and ends its nodes.
+    `port` is where other machines join; any free one when not given.
     Raises `ClusterError` when one runs already under this home, or it does not come up; then
     nothing is left running.
     """
@@ -108,7 +114,7 @@ def start(
                 )
             stop(settings)
             progress("starting the Ray head")
-            return _launch(settings, config, cpus, timeout_s, run)
+            return _launch(settings, config, cpus, autoscaling, port, timeout_s, run)
     except Timeout as error:
         raise ClusterError(
             f"another command is starting a cluster under '{settings.home}' right now; "
@@ -167,12 +173,25 @@ def nodes(cluster: Cluster) -> list[dict[str, object]]:
 
 
 def _launch(
-    settings: Settings, config: Path | None, cpus: int | None, timeout_s: float, run: Path
+    settings: Settings,
+    config: Path | None,
+    cpus: int | None,
+    autoscaling: Path | None,
+    port: int | None,
+    timeout_s: float,
+    run: Path,
 ) -> Cluster:
-    gcs, dashboard, agent, client = ports.free(4, SystemRandom())
+    if autoscaling is not None and not autoscaling.is_file():
+        raise ClusterError(f"there is no cluster configuration '{autoscaling}'")
+    if port is not None and not ports.is_free(port):
+        raise ClusterError(f"port {port} is taken, so no head can listen there; choose another")
+    free, dashboard, agent, client = ports.free(4, SystemRandom())
+    gcs = port or free
     mark = uuid.uuid4().hex
     env = environment(settings, config)
     env[processes.MARK] = mark
+    if autoscaling is not None:
+        env["RAY_enable_autoscaler_v2"] = "1"
     if env[token.MODE] == "token":
         token.ensure(env)
     temp_dir = _temp_dir(run)
@@ -186,6 +205,7 @@ def _launch(
         *("--object-store-memory", str(_STORE_BYTES), "--temp-dir", str(temp_dir)),
         *("--labels", ",".join(f"{key}={value}" for key, value in _labels(settings).items())),
         *(() if cpus is None else ("--num-cpus", str(cpus))),
+        *(() if autoscaling is None else ("--autoscaling-config", str(autoscaling.absolute()))),
     ]
     log = run / "head.log"
     with log.open("wb") as output:
@@ -205,6 +225,7 @@ def _launch(
         dashboard=f"http://127.0.0.1:{dashboard}",
         temp_dir=str(temp_dir),
         auth=env[token.MODE],
+        autoscaling=None if autoscaling is None else str(autoscaling.absolute()),
     )
     try:
         _write(settings, cluster)

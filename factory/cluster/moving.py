@@ -45,6 +45,23 @@ def why(
     return None
 
 
+def stranded(
+    settings: Settings, job: QueuedJob, seen: Mapping[str, Seen], now: datetime
+) -> str | None:
+    """Why a job should not wait for nodes of its pool any longer: it has none, and none can be had.
+
+    None while there is one, one may come, or no other pool may have the job.
+    """
+    here = seen.get(job.pool or "")
+    if here is None or here.nodes or not here.capped:
+        return None
+    others = [name for name in eligibility.fit(settings, job.spec, now) if name != job.pool]
+    open_ = [name for name in others if name not in seen or not seen[name].capped]
+    if not open_:
+        return None
+    return f"pool {job.pool} has lost its last node and none can be had; goes on in {open_[0]}"
+
+
 def held(job: QueuedJob, seen: Mapping[str, Seen]) -> Held | None:
     """The node that an attempt is on; None while its pool has none."""
     nodes = seen.get(job.pool or "")

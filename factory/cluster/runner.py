@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from factory.cluster import local, snapshot
+from factory.cluster.caps import capped_pools
 from factory.cluster.errors import ClusterError
 from factory.cluster.jobs import Job, Jobs
 from factory.cluster.local import Cluster
@@ -56,6 +57,8 @@ class Seen:
     used: Mapping[Resource, float]
     zones: frozenset[str] = frozenset()
     """Zones that its nodes are labelled with."""
+    capped: bool = False
+    """No more nodes of it can be had now: its cloud is out of stock, or does not answer."""
 
 
 class Runner(Protocol):
@@ -133,7 +136,11 @@ class RayRunner:
 
     def nodes(self) -> dict[str, Seen]:
         """The living nodes by pool; one without a label counts to the first pool of your own."""
-        return _by_pool(self._settings, _status(self._cluster))
+        found = _by_pool(self._settings, _status(self._cluster))
+        if self._cluster.autoscaling is not None:
+            for name in capped_pools(Path(self._cluster.autoscaling)):
+                found[name] = replace(found.get(name, Seen((), {})), capped=True)
+        return found
 
     def _labelled(self) -> set[str]:
         return {

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -63,11 +64,14 @@ def up(
     *,
     config: Path | None = None,
     cpus: int | None = None,
+    autoscaling: Path | None = None,
+    port: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
     deploy: Sequence[str] = DEPLOY,
 ) -> Serving:
     """Pull missing models, start the cluster, deploy the gateway, wait until it answers.
 
+    `cpus`, `autoscaling` and `port` are those of `local.start`.
     Raises `ClusterError` when something runs already, the port is taken, or a step fails; then
     nothing that this call started is left running.
     """
@@ -75,7 +79,8 @@ def up(
     run.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(run / "serving.lock", blocking=False):
-            return _up(settings, config, cpus, progress, deploy)
+            start = partial(local.start, cpus=cpus, autoscaling=autoscaling, port=port)
+            return _up(settings, config, start, progress, deploy)
     except Timeout as error:
         raise ClusterError(
             f"another `factory up` is at work under '{settings.home}'; wait for it"
@@ -144,7 +149,7 @@ def status(settings: Settings) -> Status:
 def _up(
     settings: Settings,
     config: Path | None,
-    cpus: int | None,
+    start: Callable[..., local.Cluster],
     progress: Callable[[str], None],
     deploy: Sequence[str],
 ) -> Serving:
@@ -157,7 +162,7 @@ def _up(
         )
     _require_port(settings)
     _pull_missing(settings, progress)
-    cluster = local.start(settings, config=config, cpus=cpus, progress=progress)
+    cluster = start(settings, config=config, progress=progress)
     try:
         serving = _deploy(settings, cluster, config, progress, deploy)
         submission.resume(settings, config)

@@ -11,7 +11,7 @@ import yaml
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.node_provider import NodeProvider
 
-from factory.cluster.caps import Caps
+from factory.cluster.caps import Caps, capped_pools
 from factory.cluster.errors import ClusterError
 from factory.cluster.provider import HybridNodeProvider
 from factory.cluster.stock import Shelf, classify
@@ -214,6 +214,23 @@ def test_a_clouds_no_is_understood(words: str, kind: str) -> None:
     error = NodeLaunchException("x", "launch failed", None)
     error.__cause__ = RuntimeError(words)
     assert classify(error) == kind
+
+
+def test_what_is_capped_is_told_by_pool(made: HybridNodeProvider, file: Path, clock: Clock) -> None:
+    assert capped_pools(file) == frozenset()
+    config = yaml.safe_load(file.read_text())
+    config["available_node_types"]["spot"]["labels"] = {"factory/pool": "cheap"}
+    file.write_text(yaml.safe_dump(config))
+    made.non_terminated_nodes({})
+    Cloud.clouds["aws"].broken = True
+    for node_type in ("spot", "ondemand"):
+        with pytest.raises(NodeLaunchException):
+            launch(made, node_type)
+    assert capped_pools(file) == {"cheap", "ondemand"}
+    clock.now += 61
+    made.non_terminated_nodes({})
+    assert capped_pools(file) == frozenset()
+    assert capped_pools(file.with_name("absent.yaml")) == frozenset()
 
 
 def test_a_configuration_that_cannot_be_capped_is_one_sentence(tmp_path: Path) -> None:

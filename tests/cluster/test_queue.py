@@ -331,6 +331,42 @@ def test_a_job_with_a_deadline_leaves_spot_when_it_must(tmp_path: Path, ledger: 
     assert bench.queue.get(calm).pool == "spot"
 
 
+def test_jobs_go_elsewhere_while_spot_is_out_and_come_back(tmp_path: Path, ledger: Ledger) -> None:
+    rented = {"provider": "aws", "max_nodes": 2, "cpus": 4}
+    pools = {
+        "spot": {**rented, "usd_per_hour": 1, "spot_policy": "spot"},
+        "ondemand": {**rented, "usd_per_hour": 3},
+    }
+    quick = {"retries": {"backoff_s": 0}, "keep_attempts_apart_s": 0, "autoscaler": True}
+    bench = Bench(settings_with(tmp_path, pools=pools, jobs=quick), ledger)
+    node = Seen(({"cpus": 4.0, "gpus": 0.0},), {})
+    there: dict[str, Seen] = {}
+    bench.cluster.nodes = lambda: there  # type: ignore[method-assign]
+    first = bench.submit()
+    bench.tick()
+    assert bench.queue.get(first).pool == "spot"  # there is no node yet, but one can be had
+    there["spot"] = Seen((), {}, capped=True)
+    bench.tick(10)
+    assert bench.queue.get(first).reason == (
+        "pool spot has lost its last node and none can be had; goes on in ondemand"
+    )
+    bench.cluster.end(f"{first}.1", "STOPPED")
+    bench.tick()
+    bench.tick()
+    assert bench.queue.get(first).pool == "ondemand"
+    second = bench.submit()
+    bench.tick()
+    assert bench.queue.get(second).pool == "ondemand"
+    there["spot"] = node
+    third = bench.submit()
+    bench.tick()
+    assert bench.queue.get(third).pool == "spot"
+    there["spot"] = Seen((), {}, capped=True)
+    there["ondemand"] = Seen((), {}, capped=True)
+    bench.tick(10)
+    assert bench.queue.get(third).state != "stopping"  # nowhere is better than here
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
