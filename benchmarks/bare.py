@@ -85,11 +85,15 @@ def tiny(port: Annotated[int, typer.Option(help="TCP port.")]) -> None:
 def engine(
     address: Annotated[str, typer.Option(help="GCS address of the running cluster.")],
     port: Annotated[int, typer.Option(help="TCP port.")],
-    app: Annotated[str, typer.Option(help="Application that has the engine.")] = "factory",
     deployment: Annotated[str, typer.Option(help="Its deployment.")] = "engine-smollm2-135m",
 ) -> None:
     """Put the engine of a running line behind HTTP."""
     ray.init(address=address, log_to_driver=False, logging_level="warning")
+    applications = serve.status().applications
+    found = [name for name, one in applications.items() if deployment in one.deployments]
+    if len(found) != 1:
+        raise typer.BadParameter(f"{len(found)} applications have a deployment '{deployment}'")
+    (app,) = found
     serve.run(Thin.bind(app, deployment, port), name="bare-engine", route_prefix=None)
     ray.shutdown()
 

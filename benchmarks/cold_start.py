@@ -32,7 +32,9 @@ from factory import config
 from factory.catalog.objects import ObjectStore
 from factory.catalog.pull import pull
 from factory.scaling import Target
-from serve_apps.engine import EngineSpec, RayEngine, engine_app
+from serve_apps.engine import engine_app
+from serve_apps.engine_spec import EngineSpec
+from serve_apps.ray_engine import RayEngine
 
 MODEL = "smollm2-135m"
 CORES = 2

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from factory.evaluation.results import EvaluationError
-from serve_apps.engine import EngineSpec, engine_environment, engine_kwargs
+from serve_apps.engine_spec import EngineSpec, engine_environment, engine_kwargs
 
 
 class EngineProcess:

@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 LOGGER = logging.getLogger("ray.serve")
+ALWAYS_ONE = Target(min_replicas=1)
+"""One replica that never sleeps."""
+
 REPORT_S = 1.0
 """Seconds between two reports of a replica or handle. A sleeping deployment wakes by such a report,
 so it is also the most that the first request of a sleeping endpoint loses."""
 LOOK_BACK_S = 5.0
 """Seconds over which Serve averages what handles report."""
-CLAIM_S = 30.0
+CLAIM_S = 10.0
 """Seconds after which the claim of a deployment that is not asked any more is void."""
 
 
@@ -41,14 +44,17 @@ class Share:
     """GPUs or cores for all of them together."""
     unit: float
     """GPUs or cores of one replica."""
+    resource: str = "CPU"
+    """What the budget is of, as Ray names it."""
     class_: EndpointClass
     """The foremost class among the endpoints that it answers."""
     priority: int = 1
     """Its weight among deployments of that class."""
 
 
-_CLAIMS: dict[str, tuple[float, Claim]] = {}
-"""What every deployment last wanted, and when. All policies run in the one Serve controller."""
+_CLAIMS: dict[tuple[str, str], tuple[float, Claim]] = {}
+"""What every deployment last wanted, and when, by resource and name. All policies run in the one
+Serve controller."""
 
 
 def autoscaling(
@@ -77,6 +83,19 @@ def autoscaling(
             policy_kwargs={"target": asdict(target), "share": share and asdict(share)},
         ),
     )
+
+
+def replicas(target: Target, initial: int | None = 1, share: Share | None = None) -> dict[str, Any]:
+    """Serve's options for how many replicas a deployment has.
+
+    What is deployed is started once even if it may sleep, so that weights that do not load fail the
+    deployment. With `initial` None the replicas of now stay.
+    """
+    if target.min_replicas == target.max_replicas == 1:
+        return {"num_replicas": 1}
+    if initial is not None:
+        initial = min(max(initial, target.min_replicas), target.max_replicas)
+    return {"autoscaling_config": autoscaling(target, initial=initial, share=share)}
 
 
 class ServePolicy:
@@ -120,8 +139,12 @@ class ServePolicy:
             class_=self.share.class_,
             priority=self.share.priority,
         )
-        _CLAIMS[name] = (now, claim)
-        living = [one for when, one in _CLAIMS.values() if now - when < CLAIM_S]
+        _CLAIMS[self.share.resource, name] = (now, claim)
+        living = [
+            one
+            for (resource, _), (when, one) in _CLAIMS.items()
+            if resource == self.share.resource and now - when < CLAIM_S
+        ]
         grant = arbitrate(living, budget=self.share.budget)[name]
         return replace(decision, replicas=grant.replicas, reasons=decision.reasons + grant.reasons)
 

@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -23,9 +23,14 @@ import psutil
 from ray import serve
 
 from factory.gateway.engine import Vectors
+from factory.scaling import Target
 from factory.scaling.signals import ReplicaSignals
-from serve_apps.engine import deployment_version, translated
+from serve_apps.autoscaling import ALWAYS_ONE, replicas
 from serve_apps.loopback import keep_replica_on_loopback
+from serve_apps.ray_engine import translated
+from serve_apps.replica_metrics import EmbeddingMetrics
+from serve_apps.reports import Report
+from serve_apps.versions import deployment_version
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -52,6 +57,13 @@ class EmbedderSpec:
     """CPU share that Ray reserves: small, so that tuning still fits beside it on two cores."""
     nodes: Mapping[str, str] = field(default_factory=dict)
     """Label selector of the nodes that may hold it; empty lets any."""
+    target: Target = ALWAYS_ONE
+    """Bounds of its replicas; a floor of 0 lets it sleep."""
+
+    @property
+    def standby(self) -> bool:
+        """It never is one: a process without its encoder would be most of what it costs."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +117,8 @@ class BatchingEncoder:
         self._encoder = encoder
         self._running = self._requests = self._tokens = self._steps = 0
         self._busy_s = 0.0
+        self.metrics = EmbeddingMetrics()
+        """What Prometheus gets."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
 
         # A function of this object's own: Serve keeps one queue for each decorated function.
@@ -123,10 +137,13 @@ class BatchingEncoder:
         """Float32 vectors of shape (texts, dimensions), and the tokens of each text."""
         self._running += 1
         self._requests += 1
+        begun = time.perf_counter()
         try:
-            return await self._embedded(texts)
+            found = await self._embedded(texts)
         finally:
             self._running -= 1
+        self.metrics.request(time.perf_counter() - begun)
+        return found
 
     def signals(self) -> ReplicaSignals:
         """The replica's report: tokens as prompt tokens, batches as steps."""
@@ -152,6 +169,7 @@ class BatchingEncoder:
         self._busy_s += time.perf_counter() - begun
         self._steps += 1
         self._tokens += size_in_tokens(batch)
+        self.metrics.batch(len(texts), size_in_tokens(batch))
         ends = np.cumsum([len(piece.texts) for piece in batch])
         return np.split(vectors, ends[:-1])
 
@@ -175,6 +193,14 @@ class Embedder:
         """Float32 vectors of shape (texts, dimensions), and the tokens of each text."""
         return await self._encoder.embed(texts)
 
+    async def report(self) -> Report:
+        """What the gateway shows Prometheus."""
+        return Report(
+            replica=serve.get_replica_context().replica_id.unique_id,
+            signals=self._encoder.signals().stats(),
+            metrics=self._encoder.metrics.text(),
+        )
+
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve collects for the autoscaling policy."""
         return self._encoder.signals().stats()
@@ -183,16 +209,31 @@ class Embedder:
         """True: a replica that is constructed has encoded a text."""
         return True
 
+    async def wake(self) -> bool:
+        """True: whoever gets this answer has a replica that is constructed."""
+        return True
 
-def embedder_app(spec: EmbedderSpec, *, name: str, cores: int) -> serve.Application:
-    """A bindable deployment of `Embedder`."""
+
+def embedder_version(spec: EmbedderSpec, cores: int) -> str:
+    """Changes when its replicas must be started anew: not with their bounds."""
+    return deployment_version(asdict(_bare(spec)), cores)
+
+
+def _bare(spec: EmbedderSpec) -> EmbedderSpec:
+    """What the replica is started with."""
+    return replace(spec, target=ALWAYS_ONE)
+
+
+def embedder_app(
+    spec: EmbedderSpec, *, name: str, cores: int, initial: int | None = 1
+) -> serve.Application:
+    """A bindable deployment of `Embedder`, with `initial` replicas; None leaves as many as run."""
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "0"}
     environment = quiet | {"OMP_NUM_THREADS": str(cores)}
     return (
         serve.deployment(Embedder)
         .options(  # type: ignore[no-any-return]
             name=name,
-            num_replicas=1,
             max_ongoing_requests=spec.max_ongoing_requests,
             ray_actor_options={
                 "num_cpus": spec.num_cpus,
@@ -200,10 +241,11 @@ def embedder_app(spec: EmbedderSpec, *, name: str, cores: int) -> serve.Applicat
                 **({"label_selector": dict(spec.nodes)} if spec.nodes else {}),
             },
             graceful_shutdown_timeout_s=10,
-            version=deployment_version(asdict(spec), cores),
+            version=embedder_version(spec, cores),
             _internal=True,
+            **replicas(spec.target, initial),
         )
-        .bind(spec)
+        .bind(_bare(spec))
     )
 
 

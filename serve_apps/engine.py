@@ -1,8 +1,7 @@
-"""A tier's engine: one vLLM replica through `ray.serve.llm`, and the gateway's handle to it.
+"""A tier's engine: one vLLM replica through `ray.serve.llm`.
 
     app = engine_app(EngineSpec(model_id="smollm2-135m:helpdesk@1", path="/…/model"), ...)
-    engine = RayEngine(handle)             # implements factory.gateway.engine.Engine
-    RayEngine(handle, "smollm2-135m:helpdesk@1")   # asks a multi-adapter engine for one of them
+    handle = serve.run(app, name="engine", route_prefix=None)      # for a `RayEngine`
 
 Adapters are the deployment's `user_config`: deploying again with others loads and unloads them in
 the replicas that run, as long as nothing else has changed.
@@ -14,43 +13,28 @@ it imports vLLM: 12-20 s that neither the deploying process nor the gateway need
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 from ray import serve
 
-from factory.gateway.engine import EngineError, Route
+from factory.gateway.engine import Route
 from factory.scaling import Target
 from serve_apps import lean
-from serve_apps.autoscaling import autoscaling
+from serve_apps.engine_spec import EngineSpec, actor_options, engine_kwargs, replicas
 from serve_apps.loopback import keep_replica_on_loopback
+from serve_apps.reports import Report
+from serve_apps.versions import deployment_version
 
 if TYPE_CHECKING:
-    from ray.serve.handle import DeploymentHandle
-
     from serve_apps.vllm_server import FactoryLLMServer
-
-KV_CACHE_BYTES = 512 * 2**20
-"""KV cache of a CPU replica: 23,000 tokens of SmolLM2-135M, 700 for each of 32 requests. Every page
-of it is touched at the start, 0.7 s for this much; `engine_kwargs` can ask for more."""
-
-MAX_LORAS = 4
-"""Different adapters in one batch of a multi-adapter engine."""
-
-MAX_CPU_LORAS = 16
-"""Adapters that such an engine keeps in memory; the others are read again when asked for."""
-
-ALWAYS_ONE = Target(min_replicas=1)
-"""One replica that never sleeps."""
 
 WARM_UP: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Are you ready?"}],
@@ -58,86 +42,6 @@ WARM_UP: dict[str, Any] = {
     "logprobs": True,
 }
 """The first request of a replica, which pays for everything that vLLM initialises lazily."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSpec:
-    """What one engine deployment serves, as plain values that travel to the replica."""
-
-    model_id: str
-    """Name that the engine reports; unique within the application."""
-    path: str
-    """Folder with config, tokenizer and safetensors weights."""
-    max_model_len: int = 1024
-    """Context length in tokens."""
-    max_ongoing_requests: int = 64
-    """Requests a replica takes at once; the rest wait in the handle's queue."""
-    num_cpus: float = 0.5
-    """CPU share that Ray reserves; vLLM's threads are bounded by the environment below."""
-    num_gpus: int = 0
-    """GPUs of a replica (its tensor-parallel size); 0 runs on the CPU."""
-    nodes: Mapping[str, str] = field(default_factory=dict)
-    """Label selector of the nodes that may hold it; empty lets any."""
-    max_lora_rank: int = 0
-    """Highest rank of adapters that can be loaded at run time; 0 loads none."""
-    adapters: Mapping[str, str] = field(default_factory=dict)
-    """Adapter folder by the name under which a request asks for it."""
-    engine_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Extra arguments for vLLM's `AsyncEngineArgs`; they win over the defaults here."""
-    target: Target = ALWAYS_ONE
-    """Bounds of its replicas and what they must hold; a floor of 0 lets the engine sleep."""
-    standby: bool = False
-    """Asleep, it keeps a process with vLLM imported."""
-
-
-def engine_environment(spec: EngineSpec, cores: int) -> dict[str, str]:
-    """Environment of the replica. On a CPU the model runs inside vLLM's engine process.
-
-    `VLLM_ENABLE_V1_MULTIPROCESSING=0` lets the CPU platform accept the `uni` executor: one
-    process less to start, and no hop between engine and worker for every token.
-    """
-    quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "0"}
-    if spec.num_gpus:
-        return quiet | offline
-    return (
-        quiet
-        | offline
-        | {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(cores),
-            "MKL_NUM_THREADS": str(cores),
-        }
-    )
-
-
-def engine_kwargs(spec: EngineSpec) -> dict[str, Any]:
-    """Arguments for `AsyncEngineArgs`, by device."""
-    chosen: dict[str, Any] = {
-        "max_model_len": spec.max_model_len,
-        "dtype": "bfloat16",
-        "max_num_seqs": 32,
-        "enable_prefix_caching": True,
-        "enable_chunked_prefill": True,
-        "scheduling_policy": "priority",
-        "max_logprobs": 20,
-    }
-    if spec.num_gpus:
-        chosen |= {"tensor_parallel_size": spec.num_gpus}
-    else:
-        chosen |= {"enforce_eager": True, "kv_cache_memory_bytes": KV_CACHE_BYTES}
-    if spec.max_lora_rank:
-        loras = int(spec.engine_kwargs.get("max_loras", MAX_LORAS))
-        chosen |= {
-            "enable_lora": True,
-            "max_lora_rank": spec.max_lora_rank,
-            "max_loras": loras,
-            "max_cpu_loras": max(loras, MAX_CPU_LORAS),
-        }
-    if "tool_call_parser" in spec.engine_kwargs:
-        chosen |= {"enable_auto_tool_choice": True}
-    return chosen | spec.engine_kwargs
 
 
 class TierEngine:
@@ -150,9 +54,12 @@ class TierEngine:
     async def __init__(self, spec: EngineSpec) -> None:
         """Start vLLM and answer one request, so that no user pays for lazy initialisation.
 
-        A standby imports vLLM and no more.
+        A standby imports vLLM and no more. Raises `FileNotFoundError` before that where there is no
+        model, so that a deployment that cannot be fails soon.
         """
         keep_replica_on_loopback()
+        if not (Path(spec.path) / "config.json").is_file():
+            raise FileNotFoundError(f"the folder {spec.path} has no model: no config.json")
         _quiet_access_log()
         self._spec = spec
         self._on_cpu = spec.num_gpus == 0
@@ -321,9 +228,13 @@ class TierEngine:
         """True: a replica that is constructed can answer, at once or when it is woken."""
         return True
 
-    async def signals(self) -> dict[str, float]:
-        """`ReplicaSignals.stats()` of this moment."""
-        return self._stats.signals().stats()
+    async def report(self) -> Report:
+        """What the gateway shows Prometheus."""
+        return Report(
+            replica=serve.get_replica_context().replica_id.unique_id,
+            signals=self._stats.signals().stats(),
+            metrics=self._stats.metrics.text(),
+        )
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve collects for the autoscaling policy."""
@@ -376,23 +287,33 @@ def _quiet_access_log() -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
-def deployment_version(*facts: Any) -> str:
-    """Changes when a replica must be started anew, and not otherwise.
-
-    Without it Serve takes every deployment of a `serve.run` for a new one.
-    """
-    text = json.dumps([version("budget-ai-factory"), *facts], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def engine_version(spec: EngineSpec, cores: int) -> str:
+    """Changes when its replicas must be started anew: not with adapters, nor with bounds."""
+    return deployment_version(asdict(_bare(spec)), cores)
 
 
-def engine_app(spec: EngineSpec, *, name: str, cores: int) -> serve.Application:
-    """A bindable deployment of `TierEngine`.
+def _bare(spec: EngineSpec) -> EngineSpec:
+    """What the replica is started with; the rest may change while it runs."""
+    idle_after_s = spec.target.idle_after_s if spec.standby else 0.0
+    target = Target(idle_after_s=idle_after_s)
+    return replace(spec, adapters={}, target=target, class_="batch", priority=1)
+
+
+def engine_app(
+    spec: EngineSpec,
+    *,
+    name: str,
+    cores: int,
+    initial: int | None = 1,
+    budgets: Mapping[str, float] | None = None,
+) -> serve.Application:
+    """A bindable deployment of `TierEngine`, with `initial` replicas; None leaves as many as run.
+
+    With `budgets` its replicas are bounded beside those of the others, see `engine_spec.budgets`.
 
     On GPUs a placement group keeps its workers close; one CPU process needs none, and starts sooner
     without.
     """
-    idle_after_s = spec.target.idle_after_s if spec.standby else 0.0
-    bare = replace(spec, adapters={}, target=Target(idle_after_s=idle_after_s))
     together: dict[str, Any] = {}
     if spec.num_gpus:
         bundle = {"CPU": spec.num_cpus, "GPU": 1}
@@ -410,109 +331,10 @@ def engine_app(spec: EngineSpec, *, name: str, cores: int) -> serve.Application:
             ray_actor_options=actor_options(spec, cores),
             user_config={"adapters": dict(spec.adapters)},
             graceful_shutdown_timeout_s=10,
-            version=deployment_version(asdict(bare), cores),
+            version=engine_version(spec, cores),
             _internal=True,
             **together,
-            **replicas(spec),
+            **replicas(spec, initial, budgets),
         )
-        .bind(bare)
+        .bind(_bare(spec))
     )
-
-
-def actor_options(spec: EngineSpec, cores: int) -> dict[str, Any]:
-    """Ray's options for a replica; a standby of the same options can become one."""
-    return {
-        "num_cpus": spec.num_cpus,
-        "runtime_env": {"env_vars": engine_environment(spec, cores)},
-        **({"label_selector": dict(spec.nodes)} if spec.nodes and not spec.num_gpus else {}),
-    }
-
-
-def replicas(spec: EngineSpec) -> dict[str, Any]:
-    """Serve's options for how many replicas there are.
-
-    What is deployed is started once even if it may sleep, so that weights that do not load fail the
-    deployment.
-    """
-    if spec.standby or spec.target.min_replicas == spec.target.max_replicas == 1:
-        return {"num_replicas": 1}
-    initial = max(1, spec.target.min_replicas)
-    return {"autoscaling_config": autoscaling(spec.target, initial=initial)}
-
-
-class RayEngine:
-    """The gateway's side of a `TierEngine`: the `Engine` protocol over a Serve handle."""
-
-    def __init__(self, handle: DeploymentHandle, adapter: str | None = None) -> None:
-        """`handle` is the deployment handle that Serve passes to the gateway.
-
-        `adapter` is the one to ask for, by its name in the engine's spec; None asks the model that
-        the engine has loaded.
-        """
-        self._named = {"model": adapter} if adapter else {}
-        self._answer = handle.options(method_name="answer")
-        self._stream = handle.options(method_name="stream", stream=True)
-        self._ping = handle.options(method_name="ping")
-
-    async def answer(self, body: dict[str, Any], route: Route = "chat") -> dict[str, Any]:
-        """One completion of the route's kind. Raises `EngineError`."""
-        asked = self._answer.remote(body | self._named, route)
-        finished = False
-        try:
-            with translated():
-                answer: dict[str, Any] = await asked
-            finished = True
-        finally:
-            if not finished:
-                # Whoever gave up must not leave work behind, nor a place in the queue.
-                asked.cancel()
-        _raise_for(answer)
-        return answer
-
-    async def stream(
-        self, body: dict[str, Any], route: Route = "chat"
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """The route's chunks, the last with usage. Raises `EngineError`."""
-        events = self._stream.remote(body | self._named, route)
-        finished = False
-        try:
-            with translated():
-                async for event in events:
-                    for line in event.splitlines():
-                        data = line.removeprefix("data: ").strip()
-                        if data and data != "[DONE]":
-                            chunk = json.loads(data)
-                            _raise_for(chunk)
-                            yield chunk
-            finished = True
-        finally:
-            if not finished:
-                events.cancel()
-
-    async def check(self) -> None:
-        """Return when a replica takes requests. Raises `EngineError`."""
-        with translated():
-            await self._ping.remote()
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Ray's failures as `EngineError`; a call cancelled with its client as a cancellation."""
-    from ray.exceptions import RayError, TaskCancelledError
-    from ray.serve.exceptions import RayServeException
-
-    try:
-        yield
-    except TaskCancelledError as error:
-        raise asyncio.CancelledError from error
-    except (RayError, RayServeException) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        message = f"the engine is not answering: {lines[-1][:300]}"
-        raise EngineError(503, message, retryable=True) from error
-
-
-def _raise_for(answer: dict[str, Any]) -> None:
-    if error := answer.get("error"):
-        status = int(error.get("code") or 500)
-        message = str(error.get("message", "the engine refused the request"))
-        raise EngineError(status, message, retryable=status >= 500)

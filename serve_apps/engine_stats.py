@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 
 from factory.scaling.signals import ReplicaSignals
+from serve_apps.replica_metrics import EngineMetrics
 
 WINDOW_S = 60.0
 """Age at which an observation no longer counts in a quantile."""
@@ -60,6 +61,8 @@ class EngineStats:
         self._last_s: float | None = None
         self._ttft, self._inter_token, self._prompt = Recent(), Recent(), Recent()
         self._process = psutil.Process()
+        self.metrics = EngineMetrics()
+        """What Prometheus gets."""
 
     def record(self, scheduler: Any, iteration: Any) -> None:
         """Take one step's `SchedulerStats` and `IterationStats`; either may be None."""
@@ -71,9 +74,12 @@ class EngineStats:
             self._kv_cache_usage = scheduler.kv_cache_usage
         if iteration is None:
             return
+        self.metrics.step(iteration)
         self._steps += 1
-        if was_busy and self._last_s is not None:
-            self._busy_s += now - self._last_s
+        since = float("inf") if self._last_s is None else now - self._last_s
+        # An engine that was idle began when the first of these requests came.
+        begun = since if was_busy else max(iteration.time_to_first_tokens_iter, default=0.0)
+        self._busy_s += min(begun, since) if begun < float("inf") else 0.0
         self._last_s = now
         self._prompt_tokens += iteration.prompt_token_stats.computed
         self._generation_tokens += iteration.num_generation_tokens

@@ -1,6 +1,6 @@
 """The gateway as a Ray Serve app that listens for HTTP itself; see `serve_apps.listener`.
 
-    app = gateway_app(planned, home=settings.home, config=path, port=8000, ...)
+    app = gateway_app(planned, handles, home=settings.home, config=path, port=8000, replicas=1)
     serve.run(app, name="factory", route_prefix=None)
 
 The replica reads `factory.yaml` itself, so that secrets come from its own environment and never
@@ -33,18 +33,15 @@ from factory.ledger.store import Ledger, open_ledger
 from factory.ledger.till import Till
 from factory.ledger.writer import LedgerWriter
 from serve_apps.alerting import Alerting
-from serve_apps.embedder import RayEmbedder, embedder_app
-from serve_apps.engine import RayEngine, engine_app
+from serve_apps.embedder import RayEmbedder
 from serve_apps.listener import Listener
 from serve_apps.loopback import keep_replica_on_loopback
 from serve_apps.prompts import PromptCounter
+from serve_apps.ray_engine import RayEngine
 from serve_apps.reports import Reports
+from serve_apps.rollover import GATEWAY_CPUS
 from serve_apps.serving import ServingPlan, TierPlan
 from serve_apps.watch import Watch
-
-APP = "factory"
-"""Name of the Serve application."""
-
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "0"}
 """Of a replica: its small matrix products are slower in several threads."""
@@ -64,7 +61,7 @@ class GatewayApp:
         planned: ServingPlan,
         handles: Mapping[str, DeploymentHandle],
     ) -> None:
-        """`handles` maps deployment names to the handles that Serve resolves."""
+        """`handles` of engines and embedders, by the name of their deployment."""
         keep_replica_on_loopback()
         settings = load(Path(config) if config else None, os.environ | {"FACTORY_HOME": home})
         self._ledger = open_ledger(settings.database_url)
@@ -75,7 +72,7 @@ class GatewayApp:
         self._watch = Watch(
             {
                 name: (spec, handles[name])
-                for name, spec in planned.engines.items()
+                for name, spec in [*planned.engines.items(), *planned.embedders.items()]
                 if not spec.target.min_replicas
             }
         )
@@ -96,7 +93,7 @@ class GatewayApp:
             pinned={name: served(one) for name, one in planned.pinned.items()},
             meaning=Meaning(settings, self._ledger, embedder, clock) if embedder else None,
             clock=clock,
-            engines=Reports({name: handles[name] for name in planned.engines}, self._watch),
+            engines=Reports(handles, self._watch),
         )
         await self._books.start()
         self._watch.start()
@@ -171,23 +168,23 @@ def _served(
 
 def gateway_app(
     planned: ServingPlan,
+    handles: Mapping[str, DeploymentHandle],
     *,
     home: Path,
     config: Path | None,
     port: int,
     replicas: int,
-    cores: int,
 ) -> serve.Application:
-    """The gateway bound to its engines, ready for `serve.run`; it will listen on `port`."""
-    options: dict[str, Any] = {"num_cpus": 0.1, "runtime_env": {"env_vars": ENVIRONMENT}}
+    """The gateway with its engines' `handles`, ready for `serve.run`; it will listen on `port`.
+
+    A new one is up before the old one goes.
+    """
+    options: dict[str, Any] = {
+        "num_cpus": GATEWAY_CPUS,
+        "runtime_env": {"env_vars": ENVIRONMENT},
+    }
     if planned.nodes:
         options["label_selector"] = dict(planned.nodes)
-    deployments: dict[str, Any] = {
-        name: engine_app(spec, name=name, cores=cores) for name, spec in planned.engines.items()
-    }
-    deployments |= {
-        name: embedder_app(spec, name=name, cores=cores) for name, spec in planned.embedders.items()
-    }
     return (
         serve.deployment(GatewayApp)
         .options(  # type: ignore[no-any-return]
@@ -198,5 +195,5 @@ def gateway_app(
             graceful_shutdown_timeout_s=SHUTDOWN_S,
             max_surge_percent=100,
         )
-        .bind(str(home), str(config) if config else None, port, planned, deployments)
+        .bind(str(home), str(config) if config else None, port, planned, dict(handles))
     )

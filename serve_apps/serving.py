@@ -30,9 +30,9 @@ from factory.config import (
     RegistrySource,
     Settings,
 )
-from factory.scaling.target import of_endpoints
+from factory.scaling.target import class_of, of_endpoints
 from serve_apps.embedder import EmbedderSpec
-from serve_apps.engine import EngineSpec
+from serve_apps.engine_spec import EngineSpec
 
 LORA_RANKS = (16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as `max_lora_rank`, from its default on."""
@@ -215,8 +215,9 @@ class _Planning:
         self.tiers[endpoint_name][model.tier] = tier or self._plain(name, adapter)
 
     def bound(self, settings: Settings) -> None:
-        """Give every engine the replicas that the strictest of its endpoints asks for."""
-        for name, spec in self.engines.items():
+        """Give all engines and embedders the replicas that their strictest endpoint asks for."""
+        priorities = {name: team.priority for name, team in settings.teams.items()}
+        for name, spec in [*self.engines.items(), *self.embedders.items()]:
             asking = {
                 endpoint: tier.model
                 for endpoint, ladder in self.tiers.items()
@@ -228,13 +229,22 @@ class _Planning:
             if model is None:
                 continue
             scaling = self._models[model].scaling
+            endpoints = [settings.endpoints[endpoint] for endpoint in asking]
             target = of_endpoints(
-                [settings.endpoints[endpoint] for endpoint in asking],
+                endpoints,
                 max_replicas=scaling.max_replicas,
                 startup_s=scaling.startup_s,
             )
-            standby = scaling.standby and target.min_replicas == 0
-            self.engines[name] = replace(spec, target=target, standby=standby)
+            if isinstance(spec, EmbedderSpec):
+                self.embedders[name] = replace(spec, target=target)
+                continue
+            self.engines[name] = replace(
+                spec,
+                target=target,
+                standby=scaling.standby and target.min_replicas == 0,
+                class_=class_of(endpoints),
+                priority=1 + max((priorities[one.team] for one in endpoints), default=0),
+            )
 
     def settle(self, settings: Settings) -> None:
         """Keep engines and embedders to the pools that may hold what they answer for."""

@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Annotated
@@ -142,24 +143,33 @@ def deploy(
     import ray
     from ray import serve
 
-    from serve_apps.gateway import APP, gateway_app
+    from serve_apps.applications import Applications
+    from serve_apps.gateway import gateway_app
 
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     ray.init(address=address, log_to_driver=False, logging_level="warning")
     try:
         alive = [node for node in ray.nodes() if node["Alive"]]
         cores = max([1, *(int(node["Resources"].get("CPU", 0)) for node in alive)])
         host = settings.gateway.host
         serve.start(http_options={"location": "NoServer"})
-        app = gateway_app(
+        gateway = partial(
+            gateway_app,
             planned,
             home=settings.home,
             config=config and config.resolve(),
             port=port,
             replicas=settings.gateway.replicas,
-            cores=cores,
         )
-        serve.run(app, name=APP, route_prefix=None)
+        applications = Applications(
+            planned,
+            cores=cores,
+            capacity=ray.cluster_resources(),
+            gateways=settings.gateway.replicas,
+            say=_say,
+        )
+        applications.roll_over(gateway)
     finally:
         ray.shutdown()
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"

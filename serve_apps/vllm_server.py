@@ -50,7 +50,7 @@ class FactoryVLLMEngine(VLLMEngine):
     """`ray.serve.llm`'s engine, reporting to `stats`. On a CPU it lives in this process.
 
     Ray's CPU backend fixes the executor to `mp`; vLLM itself accepts `uni` on a CPU as long as
-    `VLLM_ENABLE_V1_MULTIPROCESSING` is 0 (see `serve_apps.engine.engine_environment`).
+    `VLLM_ENABLE_V1_MULTIPROCESSING` is 0 (see `serve_apps.engine_spec.engine_environment`).
     """
 
     def __init__(self, llm_config: LLMConfig, *, stats: EngineStats, on_cpu: bool) -> None:

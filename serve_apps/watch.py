@@ -1,4 +1,4 @@
-"""Which engines of the application are asleep, as a gateway replica sees it, and how it wakes them.
+"""Which engines and embedders are asleep, as a gateway replica sees it, and how it wakes them.
 
     watch = Watch({"engine-smollm2-135m": (spec, handle)})      # those without a floor
     watch.start()
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
-from serve_apps.engine import EngineSpec, translated
+from serve_apps.embedder import EmbedderSpec
+from serve_apps.engine_spec import EngineSpec
+from serve_apps.ray_engine import translated
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -31,7 +33,7 @@ PERIOD_S = 1.0
 class Slumber:
     """One engine that may sleep: the gateway's `Sleeper`."""
 
-    def __init__(self, spec: EngineSpec, handle: DeploymentHandle) -> None:
+    def __init__(self, spec: EngineSpec | EmbedderSpec, handle: DeploymentHandle) -> None:
         """Taken to be awake until seen asleep, so that no other tier is paid for a guess."""
         self.spec = spec
         self.asleep = False
@@ -43,6 +45,11 @@ class Slumber:
         with translated():
             await self._wake.remote()
         self.asleep = False
+
+    @property
+    def deployment(self) -> tuple[str, str]:
+        """Its application and its name in it."""
+        return self._wake.app_name, self._wake.deployment_name
 
     async def look(self, running: int) -> None:
         """Note whether it sleeps, given the number of its replicas that run."""
@@ -56,7 +63,9 @@ class Slumber:
 class Watch:
     """Looks at all engines that may sleep, once a second."""
 
-    def __init__(self, engines: Mapping[str, tuple[EngineSpec, DeploymentHandle]]) -> None:
+    def __init__(
+        self, engines: Mapping[str, tuple[EngineSpec | EmbedderSpec, DeploymentHandle]]
+    ) -> None:
         """`engines` by the name of their deployment."""
         self._slumbers = {name: Slumber(spec, handle) for name, (spec, handle) in engines.items()}
         self._task: asyncio.Task[None] | None = None
@@ -81,18 +90,18 @@ class Watch:
         while True:
             try:
                 running = await asyncio.to_thread(_running)
-                for name, slumber in self._slumbers.items():
-                    await slumber.look(running.get(name, 0))
+                for slumber in self._slumbers.values():
+                    await slumber.look(running.get(slumber.deployment, 0))
             except Exception:
                 # The controller restarts, or a replica has just gone: what was seen last holds.
                 _log.warning("cannot see which engines sleep", exc_info=True)
             await asyncio.sleep(PERIOD_S)
 
 
-def _running() -> dict[str, int]:
-    """Replicas that run, by deployment."""
+def _running() -> dict[tuple[str, str], int]:
+    """Replicas that run, by application and deployment."""
     return {
-        name: deployment.replica_states.get("RUNNING", 0)
-        for application in serve.status().applications.values()
+        (app, name): deployment.replica_states.get("RUNNING", 0)
+        for app, application in serve.status().applications.items()
         for name, deployment in application.deployments.items()
     }

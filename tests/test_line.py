@@ -8,6 +8,9 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from factory.cluster.errors import ClusterError
 from factory.cluster.local import require
@@ -49,6 +53,26 @@ def test_the_base_answers_and_says_so(client: openai.OpenAI) -> None:
     assert reply.headers["x-factory-tier"] == "1"
     assert reply.headers["x-factory-cache"] == "miss"
     assert float(reply.headers["x-factory-cost-usd"]) > 0
+
+
+def test_prometheus_sees_what_the_engine_counts(line: Line, client: openai.OpenAI) -> None:
+    _ask(client)
+    deadline = time.monotonic() + 60
+    counted: dict[str, float] = {}
+    # An engine that is busy is left out of a scrape.
+    while "vllm:generation_tokens_total" not in counted:
+        assert time.monotonic() < deadline, "no scrape had the engine"
+        text = httpx.get(f"{line.url}/metrics", timeout=30).text
+        counted = {
+            sample.name: sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.labels.get("deployment") == "engine-smollm2-135m-helpdesk"
+        }
+    assert counted["factory_engine_replicas"] == 1
+    assert counted["vllm:generation_tokens_total"] > 0
+    assert counted["vllm:time_to_first_token_seconds_count"] > 0
+    assert counted["vllm:request_prompt_tokens_sum"] > counted["vllm:generation_tokens_total"]
 
 
 def test_a_repeat_comes_from_the_cache_for_nothing(client: openai.OpenAI) -> None:
@@ -207,13 +231,62 @@ def test_tuning_by_plain_ray_job_submit_learns_and_the_gate_promotes(line: Line)
     assert champion.lineage.code.commit != ""
 
 
+@dataclass
+class Asking:
+    """Somebody who asks the same question without pause, as long as the block lasts."""
+
+    client: openai.OpenAI
+    answers: list[tuple[str, str]] = field(default_factory=list)
+    """Model and text of each answer."""
+    longest_s: float = 0.0
+
+    def __enter__(self) -> Asking:
+        self._going = True
+        self._pool = ThreadPoolExecutor(1)
+        self._loop = self._pool.submit(self._ask_on)
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._going = False
+        self._loop.result()
+        self._pool.shutdown()
+
+    def _ask_on(self) -> None:
+        while self._going:
+            begun = time.monotonic()
+            reply = _ask(self.client, extra_headers={"Cache-Control": "no-store"})
+            self.longest_s = max(self.longest_s, time.monotonic() - begun)
+            text = reply.parse().choices[0].message.content
+            self.answers.append((reply.headers["x-factory-model"], text))
+            # The rest of the cores is for the engine that starts.
+            time.sleep(0.2)
+
+
+def _start_of_the_engine() -> float:
+    """Seconds from the start of the only engine's process until it could answer."""
+    from ray import serve
+
+    (app,) = [name for name in serve.status().applications if name.startswith("factory:engine-")]
+    handle = serve.get_deployment_handle(app.split(":")[1], app)
+    return float(handle.options(method_name="state").remote().result()["process_s"])
+
+
 def test_the_promoted_adapter_is_served_and_the_cache_forgets(
-    line: Line, client: openai.OpenAI
+    line: Line, key: str, client: openai.OpenAI, ray_cluster: None
 ) -> None:
     before = _ask(client).parse().choices[0].message.content
     version = line.judged["version"]
     line.factory.promote("helpdesk", version)
-    assert line.factory.deploy().url == line.url, "a roll-over keeps the address"
+    with Asking(openai.OpenAI(base_url=f"{line.url}/v1", api_key=key)) as asking:
+        assert line.factory.deploy().url == line.url, "a roll-over keeps the address"
+
+    base, tuned = "smollm2-135m", f"smollm2-135m:helpdesk@{version}"
+    models = [model for model, _ in asking.answers]
+    assert models == sorted(models), "once the new version answers, the old one does not"
+    assert set(models) == {base, tuned}
+    assert len({text for model, text in asking.answers if model == base}) == 1
+    assert {len(text.split()) for model, text in asking.answers if model == tuned} == {1}
+    assert asking.longest_s < _start_of_the_engine(), "nobody waited while the new one started"
 
     reply = _ask(client)
     assert reply.headers["x-factory-model"] == f"smollm2-135m:helpdesk@{version}"
@@ -221,3 +294,27 @@ def test_the_promoted_adapter_is_served_and_the_cache_forgets(
     after = reply.parse().choices[0].message.content
     assert after != before
     assert len(after.split()) == 1, "the tuned model answers with a module's name"
+
+
+def test_a_version_that_does_not_start_leaves_what_was_served(
+    line: Line, client: openai.OpenAI, ray_cluster: None, tmp_path: Path
+) -> None:
+    import ray
+    from ray import serve
+
+    from serve_apps.applications import Applications
+    from serve_apps.up import resolve
+
+    before = set(serve.status().applications)
+    planned = resolve(line.factory.settings, line.factory.ledger)
+    ((name, spec),) = planned.engines.items()
+    broken = replace(planned, engines={name: replace(spec, path=str(tmp_path))})
+    applications = Applications(
+        broken, cores=2, capacity=ray.cluster_resources(), gateways=1, say=lambda _: None
+    )
+    with pytest.raises(RuntimeError, match=f"{name} does not start: .*has no model"):
+        applications.roll_over(lambda _: pytest.fail("the gateway must not be switched"))
+
+    assert set(serve.status().applications) == before
+    reply = _ask(client, extra_headers={"Cache-Control": "no-store"})
+    assert reply.headers["x-factory-model"].startswith("smollm2-135m:helpdesk@")

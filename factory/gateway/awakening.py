@@ -105,6 +105,18 @@ class Awakening:
         """
         if not served.asleep:
             return
+        self._admit()
+        turn.end()
+        await self._awaited(served, within_s)
+        await turn.begin()
+
+    async def risen(self, served: Served, within_s: float) -> None:
+        """The same for a request that needs no turn. Raises `ApiError` 429."""
+        if served.asleep:
+            self._admit()
+            await self._awaited(served, within_s)
+
+    def _admit(self) -> None:
         if self.waiting >= self._max_waiting:
             raise ApiError(
                 429,
@@ -112,14 +124,14 @@ class Awakening:
                 f"{self._max_waiting} requests wait for engines that wake; try again in 5 s",
                 headers={"Retry-After": "5"},
             )
-        turn.end()
+
+    async def _awaited(self, served: Served, within_s: float) -> None:
         self.waiting += 1
         try:
             # Waiting ends with its own client; the wake itself is everybody's.
             await asyncio.wait({self.wake(served)}, timeout=within_s)
         finally:
             self.waiting -= 1
-        await turn.begin()
 
     def wake(self, served: Served) -> asyncio.Task[None]:
         """The wake of `served`, begun now unless it is under way."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from factory.gateway.answers import estimate_tokens
+from factory.gateway.awakening import Awakening
 from factory.gateway.breakers import Breakers
 from factory.gateway.call import Call
 from factory.gateway.experience import WEIGHT, Experience
@@ -41,6 +42,7 @@ class Deepening:
     experience: Experience
     breakers: Breakers
     purses: Purses
+    awakening: Awakening
     taken_ms: dict[str, float] = field(default_factory=dict)
     """What each encoder has taken lately, an exponentially weighted mean."""
 
@@ -55,8 +57,13 @@ class Deepening:
         expected = served.price.nano_usd(estimate_tokens(len(question)) + 2, 0)
         spend = self._worth(call, learned, deep, expected)
         journey.reasons.extend(spend.reasons)
-        purse = self.purses.of(journey, call)
-        if not spend.use or await purse.hold(expected):
+        if not spend.use:
+            return learned
+        if served.asleep:
+            self.awakening.wake(served)
+            journey.reasons.append("the encoder is asleep and is being woken; the first look holds")
+            return learned
+        if await self.purses.of(journey, call).hold(expected):
             return learned
         vector = await self._encoded(journey, served, deep, question)
         if vector is None:

@@ -19,6 +19,7 @@ from cachetools import LRUCache
 
 from factory.config import Endpoint
 from factory.gateway.answers import estimate_tokens
+from factory.gateway.awakening import Awakening
 from factory.gateway.breakers import Breakers
 from factory.gateway.call import Call
 from factory.gateway.embedding_body import EmbeddingRequest, embeddings_reply
@@ -55,6 +56,7 @@ class Embedding:
     purses: Purses
     breakers: Breakers
     patience: Patience
+    awakening: Awakening
     known: _Known
     """Vectors and token counts of texts, by team, model version and text."""
 
@@ -85,6 +87,7 @@ class Embedding:
         found = self._found(journey, call, served)
         missing = [text for text in dict.fromkeys(asked.texts) if text not in found]
         if missing:
+            await self.awakening.risen(served, self.patience.attempt_s)
             purse = self.purses.of(journey, call)
             found |= await self._compute(journey, served, purse, missing)
             for text in missing:

@@ -2,7 +2,7 @@
 
 Bodies, completions and chunks are OpenAI's objects as plain dictionaries; the route says whether
 they are those of `chat/completions` or of `completions`.
-Two implementations: `factory.gateway.provider` over HTTP, `serve_apps.engine` on Ray Serve.
+Two implementations: `factory.gateway.provider` over HTTP, `serve_apps.ray_engine` on Ray Serve.
 """
 
 from __future__ import annotations

@@ -25,8 +25,9 @@ from factory.ledger.errors import LedgerError
 from factory.ledger.keys import ApiKey
 from factory.ledger.store import Ledger
 from factory.telemetry import books
+from factory.telemetry.engines import EngineState
 from factory.telemetry.exposition import render
-from factory.telemetry.state import EngineState, State
+from factory.telemetry.state import State
 from factory.telemetry.traffic import Traffic
 
 _log = logging.getLogger(__name__)

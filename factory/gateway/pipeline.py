@@ -147,7 +147,11 @@ class Gateway:
             settings, ledger, clock, turns, awakening, self._rungs, self._traffic, engines
         )
         deepening = Deepening(
-            serving=serving, experience=experience, breakers=breakers, purses=purses
+            serving=serving,
+            experience=experience,
+            breakers=breakers,
+            purses=purses,
+            awakening=awakening,
         )
         self._computation = Computation(
             settings=settings,
@@ -171,6 +175,7 @@ class Gateway:
             purses=purses,
             breakers=breakers,
             patience=patience,
+            awakening=awakening,
             known=LRUCache(settings.cache.embeddings),
         )
         self._verdicts = Verdicts(

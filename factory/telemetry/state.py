@@ -1,9 +1,7 @@
 """What holds at the moment of a scrape: who waits, what sleeps, what engines and budgets say.
 
-    state = State(running=3, waiting={"production": 0, "internal": 2, "batch": 0})
-    families(state, replica="0")        # gauges for Prometheus
-
-Engines go by vLLM's own names, so that dashboards made for it fit.
+state = State(running=3, waiting={"production": 0, "internal": 2, "batch": 0})
+families(state, replica="0")        # for Prometheus
 """
 
 from __future__ import annotations
@@ -14,21 +12,9 @@ from dataclasses import dataclass, field
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
+from factory.telemetry import engines
 from factory.telemetry.books import Books
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineState:
-    """One deployment of an engine, over its replicas."""
-
-    replicas: int
-    """Those that reported."""
-    running: float
-    """Requests in batches."""
-    waiting: float
-    """Requests that have no place in a batch yet."""
-    kv_cache_usage: float
-    """Share of the KV cache in use, 0 to 1, mean over the replicas."""
+from factory.telemetry.engines import EngineState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +38,7 @@ class State:
 
 
 def families(state: State, replica: str) -> Iterator[Metric]:
-    """`state` as Prometheus' gauges; those of one process carry its `replica`."""
+    """`state` for Prometheus; gauges of one process carry its `replica`."""
     yield _gauge(
         "factory_requests_running",
         "Requests that have their turn.",
@@ -83,7 +69,7 @@ def families(state: State, replica: str) -> Iterator[Metric]:
         ("endpoint",),
         [((name,), seconds) for name, seconds in state.targets_s.items()],
     )
-    yield from _engines(state.engines)
+    yield from engines.families(state.engines)
     yield _gauge(
         "factory_ledger_up",
         "1 when the ledger answered the scrape.",
@@ -91,18 +77,6 @@ def families(state: State, replica: str) -> Iterator[Metric]:
         [((), state.books is not None)],
     )
     yield from _books(state.books or Books())
-
-
-def _engines(engines: Mapping[str, EngineState]) -> Iterator[Metric]:
-    columns = {
-        "vllm:num_requests_running": ("Requests in batches.", "running"),
-        "vllm:num_requests_waiting": ("Requests without a place in a batch yet.", "waiting"),
-        "vllm:kv_cache_usage_perc": ("KV cache in use, 1 for all of it.", "kv_cache_usage"),
-        "factory_engine_replicas": ("Replicas of an engine that reported.", "replicas"),
-    }
-    for name, (what, column) in columns.items():
-        values = [((engine,), float(getattr(one, column))) for engine, one in engines.items()]
-        yield _gauge(name, what, ("deployment",), values)
 
 
 def _books(books: Books) -> Iterator[Metric]:

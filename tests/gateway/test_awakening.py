@@ -87,6 +87,26 @@ async def test_requests_wait_without_an_error_and_one_call_wakes_the_engine(worl
     assert sleeper.calls == 1
 
 
+async def test_a_sleeping_embedder_is_woken_once_and_nobody_gets_an_error(world):
+    sleeper = put_to_sleep(world, "search")
+    asked = [{"model": "search", "input": word} for word in ("bad", "cafe", "fad")]
+    waiting = [asyncio.create_task(world.http.post("/v1/embeddings", json=one)) for one in asked]
+    await until(lambda: world.gateway._computation.awakening.waiting == 3)
+    sleeper.come_up.set()
+    replies = await asyncio.gather(*waiting)
+    assert [reply.status_code for reply in replies] == [200] * 3
+    assert sleeper.calls == 1
+
+
+async def test_what_tier_0_knows_wakes_no_embedder(world):
+    asked = {"model": "search", "input": "bad"}
+    assert (await world.http.post("/v1/embeddings", json=asked)).status_code == 200
+    sleeper = put_to_sleep(world, "search")
+    again = await world.http.post("/v1/embeddings", json=asked)
+    assert (again.status_code, again.headers["x-factory-cache"]) == (200, "hit")
+    assert sleeper.calls == 0
+
+
 async def test_a_warm_tier_answers_where_the_target_would_be_broken(world):
     sleeper = put_to_sleep(world)
     endpoint = world.settings.endpoints["ladder"]

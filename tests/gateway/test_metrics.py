@@ -17,7 +17,7 @@ from provider_server import Play
 from factory.gateway import metrics as room
 from factory.gateway.metrics import on_loopback
 from factory.ledger.errors import LedgerError
-from factory.telemetry.state import EngineState
+from factory.telemetry.engines import EngineState
 
 
 async def scraped(world: World, **headers: Any) -> dict[str, Metric]:

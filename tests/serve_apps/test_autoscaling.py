@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray import serve
 
+from factory.config import EndpointClass
 from factory.scaling import ReplicaSignals, Target
 from serve_apps.autoscaling import ServePolicy, Share, autoscaling, latest_reports
+from serve_apps.autoscaling import replicas as autoscaled
 
 TARGET = Target(max_replicas=3, idle_after_s=4, ttft_s=0.5, startup_s=2)
 
@@ -89,6 +94,46 @@ def test_a_deployment_wakes_grows_and_sleeps_again(ray_cluster: None) -> None:
         wait_for(lambda: replicas(app) == 0)
     finally:
         serve.delete(app)
+
+
+@pytest.mark.ray
+def test_a_busy_internal_deployment_gives_back_what_production_needs(ray_cluster: None) -> None:
+    def app(class_: EndpointClass) -> serve.Application:
+        share = Share(budget=2, unit=1, resource="places", class_=class_)
+        deployment = serve.deployment(Answerer).options(
+            ray_actor_options={"num_cpus": 0},
+            max_ongoing_requests=4,
+            graceful_shutdown_wait_loop_s=0.1,
+            **autoscaled(replace(TARGET, idle_after_s=60), 0, share),
+        )
+        return deployment.bind()
+
+    apps = [
+        serve.RunTarget(app("internal"), "noisy", route_prefix=None),
+        serve.RunTarget(app("production"), "shop", route_prefix=None),
+    ]
+    noisy, shop = serve.run_many(apps)
+    over = threading.Event()
+
+    def ask_on() -> None:
+        while not over.is_set():
+            noisy.remote().result(timeout_s=60)
+
+    def there_are(internal: int, production: int) -> bool:
+        return (replicas("noisy"), replicas("shop")) == (internal, production)
+
+    with ThreadPoolExecutor(16) as clients:
+        try:
+            asking = [clients.submit(ask_on) for _ in range(16)]
+            wait_for(lambda: there_are(2, 0))
+            answer = shop.remote()
+            wait_for(lambda: there_are(1, 1))
+            assert answer.result(timeout_s=60) == 1
+        finally:
+            over.set()
+    assert not any(one.exception() for one in asking), "the flood was answered, only slower"
+    serve.delete("noisy")
+    serve.delete("shop")
 
 
 def context(**changes: Any) -> SimpleNamespace:

@@ -29,6 +29,16 @@ def scheduler(running: int, waiting: int = 0, skipped: int = 0, kv: float = 0.0)
     )
 
 
+def finished(prompt: int) -> Any:
+    return SimpleNamespace(
+        num_prompt_tokens=prompt,
+        num_generation_tokens=2,
+        e2e_latency=1.5,
+        queued_time=0.25,
+        finish_reason="stop",
+    )
+
+
 def iteration(
     tokens: int = 0, prompt: int = 0, first: tuple[float, ...] = (), between: tuple[float, ...] = ()
 ) -> Any:
@@ -37,7 +47,7 @@ def iteration(
         prompt_token_stats=SimpleNamespace(computed=prompt),
         time_to_first_tokens_iter=list(first),
         inter_token_latencies_iter=list(between),
-        finished_requests=[SimpleNamespace(num_prompt_tokens=prompt)] if prompt else [],
+        finished_requests=[finished(prompt)] if prompt else [],
     )
 
 
@@ -54,7 +64,7 @@ def test_steps_add_up_and_gauges_are_of_the_moment() -> None:
     assert (found.running, found.waiting, found.max_batch) == (0, 0, 32)
     assert (found.requests_total, found.prompt_tokens_total) == (2, 40)
     assert (found.generation_tokens_total, found.steps_total) == (4, 2)
-    assert found.busy_s_total == pytest.approx(0.5)
+    assert found.busy_s_total == pytest.approx(0.3 + 0.5)
     assert (found.ttft_p50_s, found.inter_token_p50_s) == pytest.approx((0.2, 0.06))
     assert found.prompt_p95_tokens == 40
     assert found.memory_bytes > 1e7
@@ -70,6 +80,17 @@ def test_time_between_requests_is_not_busy() -> None:
     time.now += 0.25
     stats.record(scheduler(0), iteration(1))
     assert stats.signals().busy_s_total == pytest.approx(0.25)
+
+
+def test_an_idle_engine_is_busy_from_the_arrival_of_what_it_computes_first() -> None:
+    time = Time()
+    stats = EngineStats(4, time)
+    stats.record(scheduler(1), iteration(1, 40, first=(0.5, 0.3)))
+    assert stats.signals().busy_s_total == pytest.approx(0.5)
+    stats.record(scheduler(0), None)
+    time.now += 0.2
+    stats.record(scheduler(0), iteration(1, 40, first=(0.5,)))
+    assert stats.signals().busy_s_total == pytest.approx(0.7), "no more than has gone by"
 
 
 def test_an_engine_that_fell_asleep_runs_nothing_and_has_counted_what_it_did() -> None:

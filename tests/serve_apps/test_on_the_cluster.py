@@ -13,12 +13,15 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from factory.gateway.answers import Gathering, whole
 from factory.gateway.engine import EngineError
 from factory.scaling import Target
 from serve_apps.embedder import EmbedderSpec, RayEmbedder, embedder_app
-from serve_apps.engine import EngineSpec, RayEngine, engine_app
+from serve_apps.engine import engine_app
+from serve_apps.engine_spec import EngineSpec
+from serve_apps.ray_engine import RayEngine
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine]
 
@@ -279,10 +282,19 @@ async def test_an_engine_falls_asleep_and_the_next_request_wakes_it(
             for chunk in again:
                 gathering.add(chunk)
             assert gathering.answer(0).texts == whole(first, 0).texts
-            stats = await handle.options(method_name="signals").remote()
+            report = await handle.options(method_name="report").remote()
+            stats = report["signals"]
             assert stats["requests_total"] >= 3
             assert stats["generation_tokens_total"] > 0
             assert stats["ttft_p95_s"] > 0
+            counted = {
+                sample.name: sample.value
+                for family in text_string_to_metric_families(report["metrics"])
+                for sample in family.samples
+            }
+            assert counted["vllm:generation_tokens_total"] == stats["generation_tokens_total"]
+            assert counted["vllm:time_to_first_token_seconds_count"] == stats["requests_total"]
+            assert counted["vllm:e2e_request_latency_seconds_count"] >= 3
     finally:
         await watch.stop()
         await asyncio.to_thread(serve.delete, name)

@@ -12,10 +12,12 @@ from factory import config
 from factory.catalog.objects import Object
 from factory.config import ConfigError, Settings
 from factory.scaling import Target
-from serve_apps.engine import (
+from serve_apps.embedder import EmbedderSpec, embedder_app
+from serve_apps.engine import engine_app
+from serve_apps.engine_spec import (
     EngineSpec,
     actor_options,
-    engine_app,
+    budgets,
     engine_environment,
     engine_kwargs,
     replicas,
@@ -263,6 +265,46 @@ def test_a_standby_is_one_replica_that_sleeps_by_itself_where_there_is_no_floor(
     assert _with_class("internal", wanted).standby
     assert replicas(_with_class("internal", wanted)) == {"num_replicas": 1}
     assert not _with_class("production", wanted).standby
+
+
+def test_an_embedder_sleeps_where_no_production_endpoint_needs_it() -> None:
+    def embedder(class_: str) -> EmbedderSpec:
+        text = (MULTI % "one").replace("task: embed", f"task: embed, class: {class_}")
+        return plan(_adapted(text), BASES, {}).embedders["embedder-minilm"]
+
+    production, batch = embedder("production"), embedder("batch")
+    assert (production.target.min_replicas, batch.target.min_replicas) == (1, 0)
+    assert batch.target.idle_after_s == 60
+    one = embedder_app(production, name="e", cores=2)._bound_deployment
+    other = embedder_app(batch, name="e", cores=2)._bound_deployment
+    assert one._deployment_config.autoscaling_config is None
+    assert other._deployment_config.autoscaling_config.min_replicas == 0
+    assert one._version == other._version, "new bounds restart nothing"
+
+
+def test_engines_that_scale_share_what_the_others_leave_of_the_cluster() -> None:
+    always = EngineSpec(model_id="a", path="/a", target=Target(min_replicas=1))
+    noisy = EngineSpec(model_id="b", path="/b", target=Target(max_replicas=8), class_="internal")
+    large = replace(noisy, num_gpus=2, class_="production", priority=51)
+
+    shared = budgets([always, noisy, large], {"CPU": 4.0, "GPU": 8.0}, fixed=0.4)
+    assert shared == {"CPU": pytest.approx(3.1), "GPU": 8.0}
+    found = replicas(large, 1, shared)["autoscaling_config"].policy.policy_kwargs["share"]
+    assert found == {
+        "budget": 8.0,
+        "unit": 2.0,
+        "resource": "GPU",
+        "class_": "production",
+        "priority": 51,
+    }
+    assert replicas(always, 1, shared) == {"num_replicas": 1}
+    assert budgets([always] * 3, {"CPU": 1.0}, fixed=0.4)["CPU"] == 0
+
+
+def test_a_plan_says_how_much_an_engine_matters() -> None:
+    assert _with_class("production").class_ == "production"
+    assert _with_class("internal").class_ == "internal", "helpdesk-batch shares it"
+    assert _with_class("production").priority > 1
 
 
 def test_a_new_floor_does_not_restart_an_engine() -> None:

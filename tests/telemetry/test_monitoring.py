@@ -15,9 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from factory.ledger.records import ChargeRecord
 from factory.telemetry.books import Books
+from factory.telemetry.engines import EngineState
 from factory.telemetry.exposition import render
-from factory.telemetry.state import EngineState, State
+from factory.telemetry.state import State
 from factory.telemetry.traffic import Traffic
+from serve_apps.replica_metrics import EmbeddingMetrics, EngineMetrics
 
 FOLDER = Path(__file__).parents[2] / "cluster_configs" / "monitoring"
 RULES = [
@@ -67,7 +69,12 @@ def shown() -> dict[str, set[str]]:
         waiting={"production": 1},
         asleep={"small": True},
         targets_s={"helpdesk": 0.8},
-        engines={"engine-small": EngineState(replicas=1, running=1, waiting=0, kv_cache_usage=0)},
+        engines={
+            "engine-small": EngineState(replicas=1, running=1, own={"a": EngineMetrics().text()}),
+            "embedder-mini": EngineState(
+                replicas=1, running=1, generates=False, own={"b": EmbeddingMetrics().text()}
+            ),
+        },
         books=Books(
             remaining={("team:support", "day"): 0.5}, waits_s={"support": 1.0}, jobs={"waiting": 1}
         ),
