@@ -51,6 +51,8 @@ class EmbedderSpec:
 
     path: str
     """Folder with config, tokenizer and safetensors weights."""
+    layers: int | None = None
+    """Lower layers that are kept; None keeps all."""
     max_ongoing_requests: int = 256
     """Requests a replica takes at once; the rest wait in the handle's queue."""
     num_cpus: float = 0.2
@@ -185,7 +187,7 @@ class Embedder:
         from factory.embedding.encoder import Encoder
 
         keep_replica_on_loopback()
-        encoder = Encoder.load(Path(spec.path))
+        encoder = Encoder.load(Path(spec.path), spec.layers)
         encoder.encode(["Are you ready?"])
         self._encoder = BatchingEncoder(encoder)
 

@@ -297,7 +297,7 @@ class _Planning:
         path = str(base.path)
         if model.engine == "encoder":
             deployment = f"embedder-{name}"
-            self.embedders[deployment] = EmbedderSpec(path=path)
+            self.embedders[deployment] = EmbedderSpec(path=path, layers=model.layers)
         else:
             alone = awaited and not multi_adapter(model)
             deployment = f"engine-{name}-{awaited}" if alone else f"engine-{name}"

@@ -43,28 +43,42 @@ def fit(
             "the gateway asks it only where that pays. Needs --data.",
         ),
     ] = False,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="A local model of the catalog, such as smollm2-135m, whose lower layers read the "
+            "prompts (about 40 a second and core) and teach the router what they see. It is not "
+            "needed afterwards. Default: the encoder of --encoder, if that is given. Needs --data."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the split and of the folds.")] = 0,
     json: Json = False,
 ) -> None:
     """Learn which tier is good enough for which prompt. Nothing changes before `calibrate`.
 
-    Example: factory routing fit --endpoint helpdesk --data labels.parquet
+    Example: factory routing fit --endpoint helpdesk --data labels.parquet --teacher smollm2-135m
     """
     from factory.routing import fitted
 
-    if encoder and data is None:
-        raise typer.BadParameter("--encoder needs --data: the ledger keeps no prompts")
+    if (encoder or teacher) and data is None:
+        option = "--encoder" if encoder else "--teacher"
+        raise typer.BadParameter(f"{option} needs --data: the ledger keeps no prompts")
     this = state(context)
     tiers = _tiers(this.settings, endpoint)
     store = _store(this.settings)
     with progress() as tell:
         embedder = _embedder(this.settings, store, tell)
         labelled = _labelled(this, endpoint, data, tiers, embedder.dimensions)
-        router, held = fitted.train(labelled, embedder, seed, tell)
-        deep = None
+        lesson, hints, name = None, None, ""
         if encoder:
             name, real = _encoder(this.settings, store, tell)
-            deep = fitted.train_deep(labelled, embedder, real, name, held, seed, tell)
+            lesson = fitted.teach(labelled, embedder, real, seed, tell)
+            hints = lesson.hints
+        if teacher:
+            reader = _teacher(this.settings, teacher, store, tell)
+            hints = fitted.teach(labelled, embedder, reader, seed, tell).hints
+        router, held = fitted.train(labelled, embedder, seed, tell, hints)
+        deep = lesson.beside(held, name) if lesson else None
         source = str(data) if data else "ledger"
         about = {"source": source, "n": router.meta.n, "seed": seed}
         stored = fitted.keep(store, endpoint, router, held, about, deep)
@@ -224,9 +238,21 @@ def _encoder(settings: Settings, store: ObjectStore, tell: Any) -> tuple[str, En
     from factory.catalog import pull
     from factory.embedding import Encoder, installed
 
-    name = installed.encoder_name(settings)
+    name = settings.routing.encoder or installed.encoder_name(settings)
     assert name is not None, "the static embedder was made from it"
-    return name, Encoder.load(pull.pull(settings, name, store, tell).path)
+    path = pull.pull(settings, name, store, tell).path
+    return name, Encoder.load(path, settings.models[name].layers)
+
+
+def _teacher(settings: Settings, name: str, store: ObjectStore, tell: Any) -> Encoder:
+    """The lower layers of a model, or all of an encoder that the catalog does not cut."""
+    from factory.catalog import pull
+    from factory.embedding import Encoder
+    from factory.embedding.encoder import lower
+
+    path = pull.pull(settings, name, store, tell).path
+    model = settings.models[name]
+    return Encoder.load(path, model.layers if model.engine == "encoder" else lower(path))
 
 
 def _labelled(

@@ -135,6 +135,8 @@ class Model(Section):
     """Context length in tokens, prompt and answer together."""
     adapters: dict[Name, str] = Field(default_factory=dict)
     """Adapter name to MLflow model URI, for example `models:/helpdesk@champion`."""
+    layers: int | None = Field(default=None, ge=1)
+    """Lower layers that an encoder keeps, of a language model too; the default keeps all."""
     gpus: int = Field(default=0, ge=0)
     """GPUs of one replica (tensor parallel); 0 serves on the CPU."""
     scaling: ModelScaling = ModelScaling()
@@ -150,6 +152,12 @@ class Model(Section):
                 "engine 'openai' needs a source with base_url, model and api_key; "
                 "engines 'vllm' and 'encoder' need a package, hub, path or registry"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _layers_of_an_encoder(self) -> Model:
+        if self.layers is not None and self.engine != "encoder":
+            raise ValueError("layers belongs to engine 'encoder': other engines need all of them")
         return self
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from factory.config.guard import compiling
-from factory.config.section import Section
+from factory.config.section import Name, Section
 
 
 class Breaker(Section):
@@ -33,6 +33,8 @@ class Routing(Section):
     """Use an endpoint's fitted and calibrated router where there is one."""
     collect: bool = True
     """Keep the embedding of each prompt beside its outcome, for `factory routing fit`."""
+    encoder: Name | None = None
+    """The catalog's encoder that a second router reads with; the default is its first one."""
     breaker: Breaker = Breaker()
     """When a failing model is left alone."""
 

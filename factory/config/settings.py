@@ -75,6 +75,11 @@ class Settings(Section):
                 )
             if name in self.models:
                 raise ValueError(f"'{name}' names both an endpoint and a model; rename one")
+        reader = self.routing.encoder
+        if reader and (reader not in self.models or self.models[reader].engine != "encoder"):
+            raise ValueError(
+                f"routing.encoder: '{reader}' is no model with engine 'encoder' under models"
+            )
         return self
 
     def ladder(self, endpoint: Endpoint) -> list[tuple[str, Model]]:

@@ -3,7 +3,8 @@
     static = make(settings, store, progress)      # pulls and distils what is not there yet
     embedder = StaticEmbedder.load(static.path)
 
-The encoder is the first model in the catalog, by name, whose engine is `encoder`.
+The encoder is the first model in the catalog, by name, whose engine is `encoder` and which is used
+with all its layers.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from factory.embedding.errors import EmbeddingError
 
 def encoder_name(settings: Settings) -> str | None:
     """The catalog entry that embeds; None when there is none."""
-    names = sorted(name for name, model in settings.models.items() if model.engine == "encoder")
-    return names[0] if names else None
+    names = [
+        name
+        for name, model in settings.models.items()
+        if model.engine == "encoder" and model.layers is None
+    ]
+    return min(names, default=None)
 
 
 def find(settings: Settings, store: ObjectStore) -> Object | None:

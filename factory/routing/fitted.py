@@ -1,6 +1,8 @@
 """A fitted router in the object store, beside the held-out estimates it is judged by.
 
-    keep(store, "helpdesk", router, held, meta={"source": "labels.parquet"})
+    lesson = teach(table, embedder, encoder, 0, print)          # what a neural encoder sees …
+    router, held = train(table, embedder, 0, print, lesson.hints)   # … taught to a fast router
+    keep(store, "helpdesk", router, held, {"source": "labels.parquet"}, lesson.beside(held, "e"))
     fitted = newest(store, "helpdesk")           # None when nothing was fitted
     fitted.router.predict(text, embedding); fitted.held.p_good
     fitted.deep.router.predict(text, joined(embedding, vector))     # with an encoder; may be None
@@ -70,6 +72,25 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lesson:
+    """A router that sees an encoder's vector, and what it has to teach one that does not."""
+
+    router: Router
+    hints: Floats
+    """(n, tiers): what it said, out of fold, of the prompts that `train` fits on."""
+    p_good: Floats
+    """(held out, tiers): what it says of the prompts that no router was fitted on."""
+    ms: float
+    """Median milliseconds of the encoder for one prompt."""
+
+    def beside(self, held: Held, model: str) -> Deep:
+        """The second router of a gateway that serves the encoder under the name `model`."""
+        apart = gains(self.p_good)[:, :-1] - gains(held.p_good)[:, :-1]
+        spread = float(apart.std()) if apart.size else 0.0
+        return Deep(router=self.router, model=model, p_good=self.p_good, spread=spread, ms=self.ms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fitted:
     """A router as it is kept."""
 
@@ -82,14 +103,19 @@ class Fitted:
 
 
 def train(
-    table: Table, embedder: Embedder, seed: int, progress: learned.Progress
+    table: Table,
+    embedder: Embedder,
+    seed: int,
+    progress: learned.Progress,
+    hints: Floats | None = None,
 ) -> tuple[Router, Held]:
     """Fit on a part of the table and say what the router thinks of the rest.
 
-    Raises `RoutingError` when the table is too small.
+    `hints` are those of a `Lesson` on the same table and seed. Raises `RoutingError` when the
+    table is too small.
     """
     fitting, rest = table.split(1 - HELD, seed)
-    router = learned.fit(fitting, embedder, seed, progress)
+    router = learned.fit(fitting, embedder, seed, progress, hints=hints)
     rest = rest.rows(rest.complete())
     vectors = rest.embeddings
     if vectors is None:
@@ -103,16 +129,21 @@ def joined(static: Floats, encoded: Floats) -> Floats:
     return both
 
 
-def train_deep(
+def teach(
     table: Table,
     embedder: Embedder,
     encoder: Embedder,
-    model: str,
-    held: Held,
     seed: int,
     progress: learned.Progress,
-) -> Deep:
-    """A second router on the same split as `train`. Raises `RoutingError` without prompts."""
+) -> Lesson:
+    """A router on the encoder's vectors too, with the split of `train`.
+
+    Labels are coins: what this one says of a prompt it was not fitted on is closer to the chance
+    of a good answer than the answer's label, so a router that sees less learns more from both
+    (Vapnik and Izmailov, "Learning Using Privileged Information", 2015; Lopez-Paz et al.,
+    "Unifying distillation and privileged information", 2016). Raises `RoutingError` without
+    prompts.
+    """
     if table.prompts is None:
         raise RoutingError(
             "an encoder needs prompts, and the ledger keeps none: give a labelled table (--data)"
@@ -124,25 +155,28 @@ def train_deep(
         begun = time.perf_counter()
         encoder.encode([text])
         taken.append((time.perf_counter() - begun) * 1000)
-
-    def vectors(texts: Sequence[str]) -> Floats:
-        parts = []
-        for start in range(0, len(texts), _BLOCK):
-            parts.append(encoder.encode(texts[start : start + _BLOCK]))
-            progress(f"encoded {min(start + _BLOCK, len(texts))} of {len(texts)} prompts")
-        return joined(embedder.encode(texts), np.concatenate(parts))
-
-    seen = replace(fitting, embeddings=vectors(fitting.prompts or ()))
-    width = embedder.encode(fitting.prompts[:1] if fitting.prompts else [""]).shape[1]
-    router = learned.fit(seen, None, seed, progress, static=width)
+    static = embedder.encode(fitting.prompts or ())
+    deep = _encoded(encoder, [*(fitting.prompts or ()), *(rest.prompts or ())], progress)
+    seen = replace(fitting, embeddings=joined(static, deep[: len(fitting)]))
+    router, hints = learned.fit_and_hold(seen, None, seed, progress, static=static.shape[1])
     p_good = np.zeros((0, len(table.tiers)), np.float32)
     if len(rest):
-        p_good = router.predict_many(rest.prompts, vectors(rest.prompts or ()))
-    apart = gains(p_good)[:, :-1] - gains(held.p_good)[:, :-1]
-    spread = float(apart.std()) if apart.size else 0.0
-    return Deep(
-        router=router, model=model, p_good=p_good, spread=spread, ms=float(np.median(taken))
-    )
+        vectors = joined(embedder.encode(rest.prompts or ()), deep[len(fitting) :])
+        p_good = router.predict_many(rest.prompts, vectors)
+    return Lesson(router=router, hints=hints, p_good=p_good, ms=float(np.median(taken)))
+
+
+def _encoded(encoder: Embedder, texts: Sequence[str], progress: learned.Progress) -> Floats:
+    """Vectors of texts in their order; the short ones first, so that batches waste little."""
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    parts = []
+    for start in range(0, len(texts), _BLOCK):
+        parts.append(encoder.encode([texts[row] for row in order[start : start + _BLOCK]]))
+        progress(f"encoded {min(start + _BLOCK, len(texts))} of {len(texts)} prompts")
+    found = np.concatenate(parts)
+    out = np.empty_like(found)
+    out[order] = found
+    return out
 
 
 def keep(

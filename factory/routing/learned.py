@@ -24,17 +24,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from factory.routing.choices import choices
 from factory.routing.errors import RoutingError
 from factory.routing.estimate import Estimate
 from factory.routing.labels import Table
-from factory.routing.members import Floats, Hashed, Kernel, Neighbours, Row
-from factory.routing.ngrams import CHARACTER_BUCKETS, WORD_BUCKETS, characters, clip, words
+from factory.routing.members import Floats, Hashed, Kernel, Neighbours
+from factory.routing.ngrams import CHARACTER_BUCKETS, WORD_BUCKETS
 from factory.routing.stacking import gain_error, mixed, stack
-from factory.routing.surface import surface
 from factory.routing.trees import Trees
+from factory.routing.views import Ranks, View, form_of, view
 
-FORMAT = 2
+FORMAT = 3
 FEWEST = 50
 """Labelled prompts below which nothing is fitted."""
 MOST = 40_000
@@ -46,13 +45,13 @@ _META = "router.json"
 _HASHED: dict[str, int] = {"words": WORD_BUCKETS, "characters": CHARACTER_BUCKETS}
 _PENALTIES = (10.0, 30.0)
 _NEIGHBOURS = tuple((k, s) for k in (40, 160, 320) for s in (0.0, 0.5, 1.0))
-"""How many, and the weight of the surface features."""
+"""How many, and the weight of the ranks."""
 _KERNELS = tuple((p, w, s) for p in (3.0, 10.0) for w in (0.5, 1.0) for s in (0.0, 0.5))
-"""Penalty, width and weight of the surface features."""
-_LEAF = 8
-"""Least prompts in a leaf of the trees."""
-_CHIEF = 64
-"""Directions of the embedding that trees see; a distilled embedding has the chief ones first."""
+"""Penalty, width and weight of the ranks."""
+TRUST = 0.8
+"""Weight of a hint beside the label itself, when there are hints."""
+_LEAVES = (8, 5)
+"""Least prompts in a leaf of the trees: of labels, and of hints."""
 
 Progress = Callable[[str], None]
 
@@ -93,24 +92,14 @@ Member = Hashed | Kernel | Neighbours | Trees
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """A prompt as the members see it."""
-
-    vectors: Mapping[str, Floats]
-    """By the member that looks at it."""
-    rows: Mapping[str, Row]
-    surface: Floats | None
-    form: Floats
-    """What the trees look at."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Router:
     """A fitted router. It has no state besides its arrays and may be shared between threads."""
 
     meta: Meta
     members: Mapping[str, Member]
     """By name, in the order of `mix`."""
+    ranks: Ranks | None
+    """Of what is counted in a text; None for a router without texts."""
     mix: Floats
     """(2, members): weights for the lowest tier's quality, and for what further tiers add."""
 
@@ -146,6 +135,8 @@ class Router:
         from safetensors.numpy import save_file
 
         arrays = {"mix": self.mix}
+        if self.ranks is not None:
+            arrays |= {f"ranks.{key}": array for key, array in self.ranks.arrays().items()}
         for name, member in self.members.items():
             for key, array in member.arrays().items():
                 arrays[f"{name}.{key}"] = np.ascontiguousarray(array)
@@ -160,11 +151,7 @@ class Router:
                 f"the router takes embeddings of length {self.meta.dimensions}, "
                 f"not of shape {vector.shape}: fit it again with the embedder in use"
             )
-        if not self.meta.text:
-            return _view(None, vector, self.meta.static)
-        if text is None:
-            raise RoutingError("this router was fitted on texts and needs the prompt's text")
-        return _view(text, vector, self.meta.static)
+        return view(text, vector, self.meta.static, self.ranks)
 
 
 def load(folder: Path) -> Router:
@@ -182,18 +169,22 @@ def load(folder: Path) -> Router:
         }
         meta = Meta(**fields)
         tiers, dimensions = len(meta.tiers), meta.dimensions
-        sample = _view("" if meta.text else None, np.zeros(dimensions, np.float32), meta.static)
+        counts = len(form_of("")) if meta.text else 0
+        ranks = Ranks.parse(_under(arrays, "ranks"), counts) if meta.text else None
+        text = "" if meta.text else None
+        sample = view(text, np.zeros(dimensions, np.float32), meta.static, ranks)
         members: dict[str, Member] = {}
-        for name in _names(meta.text, dimensions > meta.static):
-            own = _under(arrays, name)
+        for name in _names(meta.text):
+            own, size = _under(arrays, name), len(sample.vector)
             if name in _HASHED:
                 members[name] = Hashed.parse(own, _HASHED[name], tiers)
             elif name == "trees":
-                members[name] = Trees.parse(own, len(sample.form), tiers)
-            elif name.endswith("kernel"):
-                members[name] = Kernel.parse(own, len(sample.vectors[name]), tiers)
+                tail = dimensions - meta.static
+                members[name] = Trees.parse(own, len(sample.form), tiers, tail)
+            elif name == "kernel":
+                members[name] = Kernel.parse(own, size, counts, tiers)
             else:
-                members[name] = Neighbours.parse(own, len(sample.vectors[name]), tiers)
+                members[name] = Neighbours.parse(own, size, counts, tiers)
         mix = arrays["mix"]
     except RoutingError:
         raise
@@ -201,7 +192,7 @@ def load(folder: Path) -> Router:
         raise RoutingError(f"'{folder}' holds no router that can be read: {error}") from error
     if mix.shape != (2, len(members)) or len(meta.prior) != tiers:
         raise RoutingError(f"'{folder}' holds a router whose parts do not fit together")
-    return Router(meta, members, mix)
+    return Router(meta, members, ranks, mix)
 
 
 def fit(
@@ -210,13 +201,30 @@ def fit(
     seed: int,
     progress: Progress = lambda _: None,
     static: int | None = None,
+    hints: Floats | None = None,
 ) -> Router:
-    """Fit a router on a labelled table, some 10 s for 5,000 prompts.
+    """Fit a router on a labelled table, some 20 s for 5,000 prompts.
 
     `embedder` may be None when the table has embeddings. `static` is how many of their columns are
-    the static embedding's (default: all); the rest are an encoder's, which two more members look
-    at. Raises `RoutingError` when the table is
-    too small or a tier has no good or no bad answer to learn from.
+    the static embedding's (default: all); the rest are an encoder's. `hints`, float32 (n, tiers),
+    are what a router that sees more said of the same rows out of fold; NaN where it said nothing.
+    Raises `RoutingError` when the table is too small or a tier has no good or no bad answer to
+    learn from.
+    """
+    return fit_and_hold(table, embedder, seed, progress, static, hints)[0]
+
+
+def fit_and_hold(
+    table: Table,
+    embedder: Embedder | None,
+    seed: int,
+    progress: Progress = lambda _: None,
+    static: int | None = None,
+    hints: Floats | None = None,
+) -> tuple[Router, Floats]:
+    """The same, and what it says of each row out of fold: hints for a router that sees less.
+
+    Float32 (n, tiers), NaN for a row that was not used.
     """
     known = np.flatnonzero(~np.isnan(table.good).all(axis=1))
     labelled = (~np.isnan(table.good)).sum(axis=0)
@@ -227,7 +235,8 @@ def fit(
             f"at least {FEWEST} for each tier are needed to fit a router"
         )
     rng = np.random.default_rng(seed)
-    table = table.rows(np.sort(rng.permutation(known)[:MOST]))
+    used, whole = np.sort(rng.permutation(known)[:MOST]), len(table)
+    table = table.rows(used)
     if table.embeddings is None and (embedder is None or table.prompts is None):
         raise RoutingError("the table has no embeddings: give an embedder, and prompts to embed")
     progress(f"looking at {len(table)} prompts")
@@ -237,14 +246,16 @@ def fit(
         assert table.prompts is not None
         vectors = embedder.encode(table.prompts)
     static = int(vectors.shape[1]) if static is None else static
-    deep = int(vectors.shape[1]) > static
+    ranks, texts = None, table.prompts
+    if texts is not None:
+        ranks = Ranks.fit(np.stack([form_of(text) for text in texts]))
     views = [
-        _view(None if table.prompts is None else table.prompts[row], vectors[row], static)
+        view(None if texts is None else texts[row], vectors[row], static, ranks)
         for row in range(len(table))
     ]
     folds = rng.permutation(len(table)) % FOLDS
     outputs, makers = [], []
-    for name, options in _options(table.prompts is not None, deep).items():
+    for name, options in _options(texts is not None, int(vectors.shape[1]) - static).items():
         progress(f"cross-validating {name}")
         held = [_out_of_fold(maker, name, views, table.good, folds) for maker in options.values()]
         errors = [gain_error(one, table.good) for one in held]
@@ -256,100 +267,95 @@ def fit(
     mix = stack(stacked, table.good, prior)
     held_out = mixed(stacked, mix, prior)
     progress("fitting on all prompts")
-    members = {name: maker(views, table.good) for name, _, maker in makers}
+    labels, noise = table.good, 1.0
+    if hints is not None:
+        labels, noise = hinted(table.good, hints[used]), 1 - TRUST
+    members = {name: maker(views, labels, noise) for name, _, maker in makers}
     weights = ", ".join(
         f"{name} ({how}) {mix[0, i]:.2f}/{mix[1, i]:.2f}" for i, (name, how, _) in enumerate(makers)
     )
+    how = f"fitted on {len(table)} prompts, seed {seed}"
     meta = Meta(
         tiers=table.tiers,
         dimensions=int(vectors.shape[1]),
         static=static,
         embedder=str(getattr(embedder, "hash", "")),
         n=len(table),
-        text=table.prompts is not None,
+        text=texts is not None,
         prior=tuple(prior.tolist()),
         grid=_grid(held_out),
-        reasons=(f"fitted on {len(table)} prompts, seed {seed}", f"weights: {weights}"),
+        reasons=(how if hints is None else f"{how}, with hints", f"weights: {weights}"),
     )
-    return Router(meta, members, mix)
+    said = np.full((whole, held_out.shape[1]), np.nan, dtype=np.float32)
+    said[used] = held_out
+    return Router(meta, members, ranks, mix), said
 
 
-def _names(text: bool, deep: bool) -> tuple[str, ...]:
+def hinted(good: Floats, hints: Floats) -> Floats:
+    """Labels (n, tiers) mixed with hints; where either is NaN, the label alone."""
+    mix = (1 - TRUST) * good + TRUST * hints
+    return np.where(np.isnan(mix), good, mix).astype(np.float32)
+
+
+def _names(text: bool) -> tuple[str, ...]:
     """All members, in order."""
-    dense = ("kernel", "neighbours", *(("deep kernel", "deep neighbours") if deep else ()))
-    return (*(_HASHED if text else ()), *dense, "trees")
+    return (*(_HASHED if text else ()), "kernel", "neighbours", "trees")
 
 
-Maker = Callable[[Sequence[View], Floats], Member]
+Maker = Callable[[Sequence[View], Floats, float], Member]
+"""From views, labels, and the share of the labels' noise that hints have left in them."""
 
 
-def _options(text: bool, deep: bool) -> dict[str, dict[str, Maker]]:
+def _options(text: bool, tail: int) -> dict[str, dict[str, Maker]]:
     """By member, the settings that cross-validation chooses from."""
 
     def hashed(name: str, penalty: float) -> Maker:
-        return lambda views, good: Hashed.fit(
-            [one.rows[name] for one in views], good, _HASHED[name], penalty
+        return lambda views, good, noise: Hashed.fit(
+            [one.rows[name] for one in views], good, _HASHED[name], penalty * noise
         )
 
-    def kernel(name: str, penalty: float, width: float, weight: float) -> Maker:
-        return lambda views, good: Kernel.fit(
-            np.stack([one.vectors[name] for one in views]),
-            _surfaces(views),
+    def kernel(penalty: float, width: float, weight: float) -> Maker:
+        return lambda views, good, noise: Kernel.fit(
+            np.stack([one.vector for one in views]),
+            _ranks(views),
             good,
-            penalty,
+            penalty * noise,
             width,
             weight,
             np.random.default_rng(len(views)),
         )
 
-    def neighbours(name: str, k: int, weight: float) -> Maker:
-        return lambda views, good: Neighbours.fit(
-            np.stack([one.vectors[name] for one in views]),
-            _surfaces(views),
+    def neighbours(k: int, weight: float) -> Maker:
+        return lambda views, good, _: Neighbours.fit(
+            np.stack([one.vector for one in views]),
+            _ranks(views),
             good,
             k,
             weight,
             np.random.default_rng(len(views)),
         )
 
-    def trees(leaf: int) -> Maker:
-        return lambda views, good: Trees.fit(
-            np.stack([one.form for one in views]), good, leaf, len(views)
-        )
+    def trees(views: Sequence[View], good: Floats, noise: float) -> Member:
+        leaf = _LEAVES[noise < 1]
+        return Trees.fit(np.stack([one.form for one in views]), good, leaf, len(views), tail)
 
     found: dict[str, dict[str, Maker]] = {}
     if text:
         found = {n: {f"penalty {p:g}": hashed(n, p) for p in _PENALTIES} for n in _HASHED}
-    for view in ("", "deep ") if deep else ("",):
-        found[f"{view}kernel"] = {
-            f"penalty {p:g}, width {w:g}, surface {s:g}": kernel(f"{view}kernel", p, w, s)
-            for p, w, s in _KERNELS
-            if text or not s
-        }
-        found[f"{view}neighbours"] = {
-            f"k {k}, surface {s:g}": neighbours(f"{view}neighbours", k, s)
-            for k, s in _NEIGHBOURS
-            if text or not s
-        }
-    found["trees"] = {f"leaf {_LEAF}": trees(_LEAF)}
+    found["kernel"] = {
+        f"penalty {p:g}, width {w:g}, ranks {s:g}": kernel(p, w, s)
+        for p, w, s in _KERNELS
+        if text or not s
+    }
+    found["neighbours"] = {
+        f"k {k}, ranks {s:g}": neighbours(k, s) for k, s in _NEIGHBOURS if text or not s
+    }
+    found["trees"] = {f"leaf {_LEAVES[0]}": trees}
     return found
 
 
-def _view(text: str | None, vector: Floats, static: int) -> View:
-    vector = vector.astype(np.float32, copy=False)
-    first, rest = vector[:static], vector[static:]
-    vectors = {"kernel": first, "neighbours": first, "deep kernel": rest, "deep neighbours": rest}
-    chief = first[:_CHIEF]
-    if text is None:
-        return View(vectors, {}, None, chief)
-    text = clip(text)
-    small, seen = text.lower(), surface(text)
-    rows = {"words": words(small), "characters": characters(small)}
-    return View(vectors, rows, seen, np.concatenate([seen, choices(text), chief]))
-
-
-def _surfaces(views: Sequence[View]) -> Floats | None:
-    found = [one.surface for one in views if one.surface is not None]
+def _ranks(views: Sequence[View]) -> Floats | None:
+    found = [one.ranks for one in views if one.ranks is not None]
     return np.stack(found) if found else None
 
 
@@ -359,7 +365,7 @@ def _one(member: Member, name: str, seen: View) -> Floats:
         return member.one(seen.rows[name])
     if isinstance(member, Trees):
         return member.one(seen.form)
-    return member.one(seen.vectors[name], seen.surface)
+    return member.one(seen.vector, seen.ranks)
 
 
 def _apply(member: Member, name: str, views: Sequence[View]) -> Floats:
@@ -368,7 +374,7 @@ def _apply(member: Member, name: str, views: Sequence[View]) -> Floats:
         return member.many([one.rows[name] for one in views])
     if isinstance(member, Trees):
         return member.many(np.stack([one.form for one in views]))
-    return member.many(np.stack([one.vectors[name] for one in views]), _surfaces(views))
+    return member.many(np.stack([one.vector for one in views]), _ranks(views))
 
 
 def _out_of_fold(
@@ -377,7 +383,7 @@ def _out_of_fold(
     out = np.empty_like(good)
     for fold in range(FOLDS):
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        member = maker([views[i] for i in train], good[train])
+        member = maker([views[i] for i in train], good[train], 1.0)
         out[test] = _apply(member, name, [views[i] for i in test])
     return out
 

@@ -1,8 +1,8 @@
 """The parts of the learned router, each a regression on another view of a prompt.
 
     member = Hashed.fit(rows, good, buckets=1 << 16, penalty=20.0)    # n-grams, tf-idf
-    member = Kernel.fit(vectors, surfaces, good, 6.0, width=1.0, weight=0.5, rng=rng)
-    member = Neighbours.fit(vectors, surfaces, good, 160, weight=1.0, rng=rng)
+    member = Kernel.fit(vectors, ranks, good, 6.0, width=1.0, weight=0.5, rng=rng)
+    member = Neighbours.fit(vectors, ranks, good, 160, weight=1.0, rng=rng)
     member.one(...)      # float64 (tiers,)
 
 They are fitted with scikit-learn and SciPy and applied with NumPy alone. A label that is NaN is
@@ -102,10 +102,8 @@ class Kernel:
 
     centre: Floats
     """(dimensions): the mean vector, taken away before the length is made 1."""
-    edges: Floats
-    """(quantiles, surface): each surface feature's quantiles; without rows when unused."""
     landmarks: Floats
-    """(landmarks, dimensions + surface)"""
+    """(landmarks, dimensions + ranks)"""
     coef: Floats
     """(landmarks, tiers)"""
     prior: Floats
@@ -113,28 +111,24 @@ class Kernel:
     width: Floats
     """(1): the kernel is exp(-width * squared distance)."""
     weight: Floats
-    """(1): length of the surface features beside the embedding's, which is 1."""
+    """(1): length of the ranks beside the embedding's, which is 1; 0 leaves them out."""
 
     @classmethod
     def fit(
         cls,
         vectors: Floats,
-        surfaces: Floats | None,
+        ranks: Floats | None,
         good: Floats,
         penalty: float,
         width: float,
         weight: float,
         rng: np.random.Generator,
     ) -> Kernel:
-        """`vectors` (n, dimensions), `surfaces` (n, surface) or None, `good` (n, tiers).
-
-        A `weight` of 0 leaves the surface features out.
-        """
+        """`vectors` (n, dimensions), `ranks` (n, columns) or None, `good` (n, tiers)."""
         centre = vectors.mean(0).astype(np.float32)
-        edges = _edges(surfaces, weight)
         scalars = (np.array([width], np.float32), np.array([weight], np.float32))
-        draft = cls(centre, edges, centre[None], centre, centre, *scalars)
-        inputs = draft._inputs(vectors, surfaces)
+        draft = cls(centre, centre[None], centre, centre, *scalars)
+        inputs = draft._inputs(vectors, ranks)
         landmarks = inputs[rng.permutation(len(inputs))[:LANDMARKS]]
         nodes = gaussian(landmarks, landmarks, width).astype(np.float64)
         coef = np.zeros((len(landmarks), good.shape[1]), dtype=np.float32)
@@ -151,39 +145,37 @@ class Kernel:
                 right += near.T @ (labels[start : start + _BLOCK] - mean)
             coef[:, tiers] = np.linalg.solve(left, right)
             prior[tiers] = mean
-        return cls(centre, edges, landmarks, coef, prior, *scalars)
+        return cls(centre, landmarks, coef, prior, *scalars)
 
-    def one(self, vector: Floats, surface: Floats | None) -> Floats:
+    def one(self, vector: Floats, ranks: Floats | None) -> Floats:
         """Float32 (tiers,) for one prompt."""
-        out: Floats = self.many(vector[None], None if surface is None else surface[None])[0]
+        out: Floats = self.many(vector[None], None if ranks is None else ranks[None])[0]
         return out
 
-    def many(self, vectors: Floats, surfaces: Floats | None) -> Floats:
+    def many(self, vectors: Floats, ranks: Floats | None) -> Floats:
         """Float32 (n, tiers)."""
         out = np.empty((len(vectors), len(self.prior)), dtype=np.float32)
         for start in range(0, len(vectors), _BLOCK):
             part = slice(start, start + _BLOCK)
-            inputs = self._inputs(vectors[part], None if surfaces is None else surfaces[part])
+            inputs = self._inputs(vectors[part], None if ranks is None else ranks[part])
             near = gaussian(inputs, self.landmarks, float(self.width[0]))
             out[part] = near @ self.coef + self.prior
         return out
 
-    def _inputs(self, vectors: Floats, surfaces: Floats | None) -> Floats:
-        return _joined(_unit(vectors - self.centre), surfaces, self.edges, self.weight)
+    def _inputs(self, vectors: Floats, ranks: Floats | None) -> Floats:
+        return _joined(unit(vectors - self.centre), ranks, self.weight)
 
     def arrays(self) -> dict[str, Floats]:
         """What has to be stored."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @classmethod
-    def parse(cls, arrays: Mapping[str, Floats], dimensions: int, tiers: int) -> Kernel:
+    def parse(cls, arrays: Mapping[str, Floats], dimensions: int, ranks: int, tiers: int) -> Kernel:
         """The inverse of `arrays`. Raises `RoutingError` when the shapes do not fit."""
-        edges, columns = _stored_edges(arrays, dimensions)
         nodes = len(arrays.get("landmarks", ()))
         shapes: dict[str, tuple[int, ...]] = {
             "centre": (dimensions,),
-            "edges": edges,
-            "landmarks": (nodes, columns),
+            "landmarks": (nodes, _columns(arrays, dimensions, ranks)),
             "coef": (nodes, tiers),
             "prior": (tiers,),
             "width": (1,),
@@ -200,12 +192,10 @@ class Neighbours:
     straight line from the nearest to nothing at the farthest of the k.
     """
 
-    edges: Floats
-    """(quantiles, surface), as in `Kernel`."""
     weight: Floats
     """(1), as in `Kernel`."""
     places: Floats
-    """(references, dimensions + surface)"""
+    """(references, dimensions + ranks)"""
     squares: Floats
     """(references): the squared length of each place."""
     labels: Floats
@@ -217,7 +207,7 @@ class Neighbours:
     def fit(
         cls,
         vectors: Floats,
-        surfaces: Floats | None,
+        ranks: Floats | None,
         good: Floats,
         k: int,
         weight: float,
@@ -226,26 +216,26 @@ class Neighbours:
         """Keeps at most `REFERENCES` rows. A label that is NaN counts as its tier's mean."""
         kept = np.sort(rng.permutation(len(vectors))[:REFERENCES])
         labels = np.where(np.isnan(good), np.nanmean(good, axis=0), good)[kept]
-        edges, scale = _edges(surfaces, weight), np.array([weight], np.float32)
-        places = _joined(_unit(vectors), surfaces, edges, scale)[kept]
+        scale = np.array([weight], np.float32)
+        places = _joined(unit(vectors), ranks, scale)[kept]
         k = max(min(k, len(kept) // 2), 1)
         squares = np.einsum("ij,ij->i", places, places)
         count = np.array([k], np.float32)
-        return cls(edges, scale, places, squares, labels.astype(np.float32), count)
+        return cls(scale, places, squares, labels.astype(np.float32), count)
 
-    def one(self, vector: Floats, surface: Floats | None) -> Floats:
+    def one(self, vector: Floats, ranks: Floats | None) -> Floats:
         """Float32 (tiers,) for one prompt."""
-        out: Floats = self.many(vector[None], None if surface is None else surface[None])[0]
+        out: Floats = self.many(vector[None], None if ranks is None else ranks[None])[0]
         return out
 
-    def many(self, vectors: Floats, surfaces: Floats | None) -> Floats:
+    def many(self, vectors: Floats, ranks: Floats | None) -> Floats:
         """Float32 (n, tiers)."""
         out = np.empty((len(vectors), self.labels.shape[1]), dtype=np.float32)
         k = int(self.k[0])
         for start in range(0, len(vectors), _BLOCK):
             part = slice(start, start + _BLOCK)
-            seen = None if surfaces is None else surfaces[part]
-            inputs = _joined(_unit(vectors[part]), seen, self.edges, self.weight)
+            seen = None if ranks is None else ranks[part]
+            inputs = _joined(unit(vectors[part]), seen, self.weight)
             # The squared distance, negated, but for the prompt's own length.
             near = 2 * (inputs @ self.places.T) - self.squares
             index = np.argpartition(near, -k, axis=1)[:, -k:]
@@ -261,14 +251,14 @@ class Neighbours:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @classmethod
-    def parse(cls, arrays: Mapping[str, Floats], dimensions: int, tiers: int) -> Neighbours:
+    def parse(
+        cls, arrays: Mapping[str, Floats], dimensions: int, ranks: int, tiers: int
+    ) -> Neighbours:
         """The inverse of `arrays`. Raises `RoutingError` when the shapes do not fit."""
         rows = len(arrays.get("labels", ()))
-        edges, columns = _stored_edges(arrays, dimensions)
         shapes = {
-            "edges": edges,
             "weight": (1,),
-            "places": (rows, columns),
+            "places": (rows, _columns(arrays, dimensions, ranks)),
             "squares": (rows,),
             "labels": (rows, tiers),
             "k": (1,),
@@ -279,39 +269,25 @@ class Neighbours:
         return found
 
 
-def _edges(surfaces: Floats | None, weight: float) -> Floats:
-    """Quantiles of each surface feature, (33, surface); no rows when they are left out."""
-    if surfaces is None or weight <= 0:
-        return np.zeros((0, 0), dtype=np.float32)
-    edges: Floats = np.quantile(surfaces, np.linspace(0, 1, 33), axis=0).astype(np.float32)
-    return edges
-
-
-def _joined(unit: Floats, surfaces: Floats | None, edges: Floats, weight: Floats) -> Floats:
-    """Vectors of unit length beside the ranks of the surface features, of length `weight`."""
-    if not len(edges) or surfaces is None:
-        return unit
-    ranks = np.empty_like(surfaces)
-    steps = np.linspace(-1, 1, len(edges), dtype=np.float32)
-    for column in range(surfaces.shape[1]):
-        ranks[:, column] = np.interp(surfaces[:, column], edges[:, column], steps)
-    # Ranks in [-1, 1] have a mean square of a third.
-    scale = weight * np.float32((3 / surfaces.shape[1]) ** 0.5)
-    both: Floats = np.hstack([unit, (ranks * scale).astype(np.float32, copy=False)])
+def _joined(directions: Floats, ranks: Floats | None, weight: Floats) -> Floats:
+    """Vectors of unit length beside the ranks of the surface features."""
+    if ranks is None or weight[0] <= 0:
+        return directions
+    both: Floats = np.hstack([directions, ranks * weight])
     return both
 
 
-def _stored_edges(arrays: Mapping[str, Floats], dimensions: int) -> tuple[tuple[int, ...], int]:
-    """The shape of a stored member's `edges`, and the columns of its inputs."""
-    edges = arrays.get("edges", np.zeros((0, 0), np.float32))
-    used = edges.ndim == 2 and len(edges) > 0
-    return edges.shape, dimensions + (edges.shape[1] if used else 0)
+def _columns(arrays: Mapping[str, Floats], dimensions: int, ranks: int) -> int:
+    """The columns of a stored member's inputs."""
+    weight = arrays.get("weight", np.zeros(1, np.float32))
+    return dimensions + (ranks if weight.shape == (1,) and weight[0] > 0 else 0)
 
 
-def _unit(vectors: Floats) -> Floats:
+def unit(vectors: Floats) -> Floats:
+    """Rows of length 1; a row of zeros stays."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Floats = (vectors / np.maximum(lengths, 1e-9)).astype(np.float32, copy=False)
-    return unit
+    rows: Floats = (vectors / np.maximum(lengths, 1e-9)).astype(np.float32, copy=False)
+    return rows
 
 
 def gaussian(left: Floats, right: Floats, width: float) -> Floats:

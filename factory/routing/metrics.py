@@ -63,6 +63,28 @@ def apgr(curve: Curve) -> float:
     return float(np.trapezoid(curve.pgr, curve.share))
 
 
+def apgr_of_thresholds(
+    score: ArrayLike, weak: ArrayLike, strong: ArrayLike, count: int = 10
+) -> float:
+    """APGR as RouteLLM's evaluation computes it, for comparison with published figures.
+
+    The thresholds are the `count` + 1 quantiles of the scores; equal scores move together. The
+    trapezoid rule on so few points takes a little away from a curve that bends.
+    """
+    scores = np.asarray(score, np.float64)
+    low, high = np.asarray(weak, np.float64), np.asarray(strong, np.float64)
+    if high.sum() <= low.sum():
+        return apgr(curve_of(score, weak, strong))
+    share, recovered = [0.0], [0.0]
+    thresholds = np.unique(np.quantile(scores, np.linspace(0, 1, count + 1)))
+    # None is above the highest threshold: that is the point where all stay below.
+    for threshold in thresholds[-2::-1] if len(thresholds) > 1 else thresholds:
+        chosen = scores >= threshold
+        share.append(float(chosen.mean()))
+        recovered.append(float((high - low)[chosen].sum() / (high - low).sum()))
+    return float(np.trapezoid(recovered, share))
+
+
 def apgr_of_ten(curve: Curve) -> float:
     """The paper's approximation with ten terms: the mean PGR at shares of 10 %, 20 %, … 100 %.
 

@@ -1,7 +1,7 @@
 """Extremely randomized trees on a prompt's form and the chief directions of its embedding.
 
-    member = Trees.fit(inputs, good, leaf=8, seed=0)     # inputs float32 (n, columns)
-    member.one(row)                                      # float32 (tiers,)
+    member = Trees.fit(inputs, good, leaf=8, seed=0, tail=0)     # inputs float32 (n, columns)
+    member.one(row)                                              # float32 (tiers,)
 
 Geurts, Ernst and Wehenkel, "Extremely Randomized Trees" (2006). Fitted by scikit-learn on what the
 lowest tier does and on what each further tier adds, applied with NumPy alone: all trees go down one
@@ -18,9 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factory.routing.errors import RoutingError
+from factory.routing.members import unit
 from factory.routing.stacking import steps
 
 Floats = NDArray[np.float32]
+
+DIRECTIONS = 64
+"""Chief directions of a neural encoder's vector that the trees see in its place."""
 
 TREES = 120
 """Trees in a forest."""
@@ -41,6 +45,10 @@ _BLOCK = 1024
 class Trees:
     """A forest, its nodes in one row; a leaf's children are itself."""
 
+    centre: Floats
+    """(tail): mean of the last columns, which are a vector without an order of its own."""
+    basis: Floats
+    """(tail, directions): the trees see these directions of that vector, at unit length."""
     roots: NDArray[np.int32]
     """(trees)"""
     inputs: NDArray[np.int32]
@@ -53,10 +61,14 @@ class Trees:
     """(nodes, tiers)"""
 
     @classmethod
-    def fit(cls, inputs: Floats, good: Floats, leaf: int, seed: int) -> Trees:
-        """`leaf` is the least number of prompts in a leaf. A NaN counts as its tier's mean."""
+    def fit(cls, inputs: Floats, good: Floats, leaf: int, seed: int, tail: int = 0) -> Trees:
+        """`leaf` is the least number of prompts in a leaf, `tail` the columns that are a vector.
+
+        A NaN counts as its tier's mean.
+        """
         from sklearn.ensemble import ExtraTreesRegressor
 
+        centre, basis = _chief(inputs[:, inputs.shape[1] - tail :])
         labels = steps(np.where(np.isnan(good), np.nanmean(good, axis=0), good))
         scale = np.array([LOWEST] + [1.0] * (good.shape[1] - 1))
         forest = ExtraTreesRegressor(
@@ -66,7 +78,7 @@ class Trees:
             max_features=SHARE,
             random_state=seed,
         )
-        forest.fit(inputs, labels * scale)
+        forest.fit(_turned(inputs, centre, basis), labels * scale)
         roots, parts = [], []
         start = 0
         for estimator in forest.estimators_:
@@ -83,6 +95,8 @@ class Trees:
             np.concatenate(column) for column in zip(*parts, strict=True)
         )
         return cls(
+            centre,
+            basis,
             np.array(roots, np.int32),
             looked.astype(np.int32),
             limits.astype(np.float32),
@@ -94,6 +108,8 @@ class Trees:
         """Float32 (tiers,) for one prompt's inputs, (columns,)."""
         place = self.roots
         pairs = self.children.reshape(-1)
+        if len(self.centre):
+            row = _turned(row[None], self.centre, self.basis)[0]
         for _ in range(DEEPEST):
             left = row.take(self.inputs.take(place)) <= self.limits.take(place)
             place = pairs.take(2 * place + left)
@@ -104,6 +120,7 @@ class Trees:
         """Float32 (n, tiers)."""
         out = np.empty((len(rows), self.values.shape[1]), dtype=np.float32)
         pairs = self.children.reshape(-1)
+        rows = _turned(rows, self.centre, self.basis)
         for start in range(0, len(rows), _BLOCK):
             part = rows[start : start + _BLOCK]
             place = np.tile(self.roots, (len(part), 1))
@@ -118,10 +135,17 @@ class Trees:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @classmethod
-    def parse(cls, arrays: Mapping[str, NDArray[Any]], columns: int, tiers: int) -> Trees:
+    def parse(
+        cls, arrays: Mapping[str, NDArray[Any]], columns: int, tiers: int, tail: int = 0
+    ) -> Trees:
         """The inverse of `arrays`. Raises `RoutingError` when they are no forest."""
         nodes = len(arrays.get("limits", ()))
+        basis = arrays.get("basis", np.zeros((0, 0), np.float32))
+        directions = basis.shape[-1] if tail else 0
+        columns += directions - tail
         shapes: dict[str, tuple[tuple[int, ...], type]] = {
+            "centre": ((tail,), np.float32),
+            "basis": ((tail, directions), np.float32),
             "roots": ((len(arrays.get("roots", ())),), np.int32),
             "inputs": ((nodes,), np.int32),
             "limits": ((nodes,), np.float32),
@@ -130,10 +154,12 @@ class Trees:
         }
         for name, (shape, kind) in shapes.items():
             array = arrays.get(name)
-            if array is None or array.shape != shape or array.dtype != kind or not array.size:
+            if array is None or array.shape != shape or array.dtype != kind:
                 raise RoutingError(f"the stored router's trees have no valid '{name}'")
             if not np.isfinite(array).all():
                 raise RoutingError(f"the stored router's trees hold no finite '{name}'")
+        if not nodes or not len(arrays["roots"]):
+            raise RoutingError("the stored router's trees have no nodes")
         found = cls(**{name: arrays[name] for name in shapes})
         inside = (
             0 <= found.roots.min() <= found.roots.max() < nodes
@@ -143,3 +169,20 @@ class Trees:
         if not inside:
             raise RoutingError("the stored router's trees point outside themselves")
         return found
+
+
+def _chief(vectors: Floats) -> tuple[Floats, Floats]:
+    """The mean of vectors (n, tail), and their chief directions (tail, directions)."""
+    centre = vectors.mean(0).astype(np.float32)
+    directions = unit(vectors - centre).astype(np.float64)
+    _, found = np.linalg.eigh(directions.T @ directions)
+    return centre, found[:, ::-1][:, :DIRECTIONS].astype(np.float32)
+
+
+def _turned(inputs: Floats, centre: Floats, basis: Floats) -> Floats:
+    """The inputs (n, columns) with the vector at their end seen along the chief directions."""
+    if not len(centre):
+        return inputs
+    head, tail = inputs[:, : -len(centre)], inputs[:, -len(centre) :]
+    seen: Floats = np.hstack([head, unit(tail - centre) @ basis])
+    return seen

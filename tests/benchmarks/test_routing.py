@@ -55,13 +55,16 @@ def test_all_keys_and_the_references(path, tmp_path):
     table = read(path)
     deep = Words().encode(table.prompts)
     plot = tmp_path / "plot.png"
-    figures = routing.run(table, Words(), 0.5, 1, encoder=(deep, 1.0), plot=plot)
+    figures = routing.run(table, Words(), 0.5, 1, encoder=(deep, 1.0), sentences=deep, plot=plot)
     assert json.loads(json.dumps(figures)) == figures
     assert {"cpt50", "cpt80", "cpt95", "decision_p50_ms", "encoder_ms"} <= figures.keys()
     assert figures["n_train"] + figures["n_test"] == 600
     assert figures["random_apgr"] == pytest.approx(0.5)
     assert 0.65 < figures["apgr"] <= figures["oracle_apgr"]
     assert figures["encoder_apgr"] > 0.65
+    assert figures["untaught_apgr"] > 0.65
+    assert 0.5 < figures["sentence_knn_apgr"] < figures["oracle_apgr"]
+    assert figures["apgr_of_thresholds"] == pytest.approx(figures["apgr"], abs=0.02)
     assert figures["best_single"] == "strong"
     assert plot.is_file()
     for row in figures["calibrated"]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.embedding import EmbeddingError, Encoder
-from factory.embedding.encoder import MAX_TOKENS, batches
+from factory.embedding.encoder import MAX_TOKENS, batches, lower
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,61 @@ def test_tokens_are_counted_as_read_and_the_rest_is_cut_off(encoder: Encoder) ->
     assert np.allclose(encoder.encode([long]), encoder.encode(["card " * 254]), atol=1e-6)
     assert encoder.encode([]).shape == (0, 32)
     assert encoder.count_tokens([]) == []
+
+
+@pytest.fixture(scope="module")
+def language_model(encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama that reads with the tiny encoder's vocabulary."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("language-model")
+    tokenizer = AutoTokenizer.from_pretrained(encoder_folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=8,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_lower_layers_of_a_language_model_read_too(language_model: Path) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    assert lower(language_model) == 2
+    encoder = Encoder.load(language_model, 2)
+    read = AutoTokenizer.from_pretrained(language_model)(TEXTS[0], return_tensors="pt")
+    with torch.inference_mode():
+        model = AutoModel.from_pretrained(language_model).eval()
+        states = model(**read, output_hidden_states=True).hidden_states[2][0]
+    mean = states.mean(0).numpy()
+    assert np.allclose(encoder.encode([TEXTS[0]])[0], mean / np.linalg.norm(mean), atol=1e-5)
+    alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
+    assert np.allclose(encoder.encode(TEXTS), alone, atol=1e-5)
+
+
+def test_of_a_long_text_lower_layers_read_both_ends(language_model: Path) -> None:
+    encoder = Encoder.load(language_model, 1)
+    ends = ["card " * 300 + "parcel " * 300, "card " * 5000 + "parcel " * 300]
+    first, second = encoder.encode(ends)
+    assert encoder.count_tokens(ends) == [MAX_TOKENS, MAX_TOKENS]
+    assert np.allclose(first, second, atol=1e-5)
+    assert not np.allclose(first, encoder.encode(["card " * 600])[0], atol=1e-2)
+    assert np.isfinite(encoder.encode([""])).all()
+
+
+def test_more_layers_than_there_are_is_one_sentence(language_model: Path, tmp_path: Path) -> None:
+    for layers in (0, 9):
+        with pytest.raises(EmbeddingError, match="has 8 layers"):
+            Encoder.load(language_model, layers)
+    with pytest.raises(EmbeddingError, match="how many layers"):
+        lower(tmp_path)
 
 
 def test_a_folder_that_is_no_encoder_is_one_sentence(tmp_path: Path) -> None:

@@ -161,8 +161,9 @@ def in_force(folder: Path, stored: str, threshold: float, encoder: str | None = 
 
 async def test_an_encoder_is_asked_only_where_it_may_change_the_decision(folder, embedder, encoder):
     table, store = labelled(), ObjectStore(folder / ".factory" / "objects")
-    router, held = fitted.train(table, embedder, 0, lambda _: None)
-    deep = fitted.train_deep(table, embedder, encoder, "encoder", held, 0, lambda _: None)
+    lesson = fitted.teach(table, embedder, encoder, 0, lambda _: None)
+    router, held = fitted.train(table, embedder, 0, lambda _: None, lesson.hints)
+    deep = lesson.beside(held, "encoder")
     assert deep.p_good.shape == held.p_good.shape
     assert deep.ms > 0
     # How far the two lie apart on held-out prompts would be too little here to see both cases.

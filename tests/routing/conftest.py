@@ -69,6 +69,14 @@ class WordEmbedder:
         return (mean / max(np.linalg.norm(mean), 1e-9)).astype(np.float32)
 
 
+class KnowingEmbedder:
+    """Sees of a prompt whether it is hard, which the others have to learn word by word."""
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        hard = np.array([any(word in HARD for word in text.split()) for text in texts])
+        return np.stack([hard, ~hard, np.ones(len(texts))], axis=1).astype(np.float32)
+
+
 def labelled(n: int, seed: int = 0, tiers: int = 2) -> Table:
     """Prompts about easy and hard things; a small model fails most of the hard ones."""
     rng = np.random.default_rng(seed)
@@ -89,6 +97,11 @@ def labelled(n: int, seed: int = 0, tiers: int = 2) -> Table:
 @pytest.fixture(scope="session")
 def embedder() -> WordEmbedder:
     return WordEmbedder()
+
+
+@pytest.fixture(scope="session")
+def knowing() -> KnowingEmbedder:
+    return KnowingEmbedder()
 
 
 @pytest.fixture(scope="session")

@@ -171,6 +171,7 @@ def test_from_the_ledgers_own_outcomes(run, world, embedder):
         (["report", "--endpoint", "helpdesk"], 1, "no router is fitted"),
         (["fit", "--endpoint", "helpdesk"], 1, "labelled prompts"),
         (["fit", "--endpoint", "helpdesk", "--encoder"], 2, "needs --data"),
+        (["fit", "--endpoint", "helpdesk", "--teacher", "smollm2-135m"], 2, "needs --data"),
         (["fit", "--endpoint", "nobody"], 2, "no endpoint"),
         (["fit", "--endpoint", "helpdesk-batch"], 2, "fewer than two"),
         (["fit", "--endpoint", "helpdesk", "--data", "none.csv"], 1, "no file"),

@@ -16,7 +16,8 @@ from factory.catalog.objects import ObjectStore
 from factory.routing import fitted, metrics
 from factory.routing.errors import RoutingError
 from factory.routing.labels import Table
-from factory.routing.learned import Router, fit, load
+from factory.routing.learned import Router, fit, hinted, load
+from factory.routing.views import Ranks
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,53 @@ def test_it_can_do_without_prompts_and_with_labels_missing(table, embedder, worl
     curve = metrics.curve_of(chances[:, 1] - chances[:, 0], unseen.good[:, 0], unseen.good[:, 1])
     assert metrics.apgr(curve) > 0.6
     assert router.predict(None, embedder.encode_one("prove it")).p_good
+
+
+def test_one_that_sees_more_teaches_one_that_sees_less(embedder, knowing, world):
+    table, unseen = world(250, seed=3), world(500, seed=4)
+    lesson = fitted.teach(table, embedder, knowing, 0, lambda _: None)
+    router, held = fitted.train(table, embedder, 0, lambda _: None, lesson.hints)
+    plain, _ = fitted.train(table, embedder, 0, lambda _: None)
+    assert "with hints" in router.meta.reasons[0]
+    assert router.meta.dimensions == plain.meta.dimensions
+    truth = np.where(knowing.encode(unseen.prompts)[:, 0] > 0, 0.7 - 0.25, 0.93 - 0.9)
+    errors = []
+    for one in (router, plain):
+        chances = one.predict_many(unseen.prompts, embedder.encode(unseen.prompts))
+        errors.append(np.mean((chances[:, 1] - chances[:, 0] - truth) ** 2))
+    assert errors[0] < 0.9 * errors[1]
+    deep = lesson.beside(held, "knowing")
+    assert deep.p_good.shape == held.p_good.shape
+    assert deep.spread > 0
+
+
+def test_hints_stand_beside_labels():
+    good = np.array([[1, 0], [np.nan, 1]], np.float32)
+    hints = np.array([[0.5, np.nan], [0.5, 0.5]], np.float32)
+    np.testing.assert_allclose(hinted(good, hints), [[0.6, 0], [np.nan, 0.6]], rtol=1e-6)
+
+
+@given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=60), st.floats(-6, 6, width=32))
+def test_ranks_are_in_order_and_bounded(counts, value):
+    column = np.array(counts, np.float32)[:, None]
+    ranks = Ranks.fit(np.hstack([column, np.ones_like(column)]))
+    low, high = (ranks.of(np.array([one, 1], np.float32)) for one in (value, value + 1))
+    assert low[1] == 0, "a count that never changes says nothing"
+    assert -ranks.scale[0] <= low[0] <= high[0] <= ranks.scale[0]
+
+
+def test_a_router_with_an_encoder_survives_a_disk(table, embedder, knowing, tmp_path):
+    vectors = np.hstack([embedder.encode(table.prompts), knowing.encode(table.prompts)])
+    small = replace(table, embeddings=vectors).rows(np.arange(300))
+    router = fit(small, None, seed=0, static=32)
+    router.save(tmp_path)
+    again = load(tmp_path)
+    for row in range(5):
+        text, vector = table.prompts[row], vectors[row]
+        assert again.predict(text, vector) == router.predict(text, vector)
+    broken(tmp_path, "router.json", lambda raw: {**raw, "static": 33})
+    with pytest.raises(RoutingError):
+        load(tmp_path)
 
 
 def test_three_tiers(embedder, world):

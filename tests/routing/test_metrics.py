@@ -33,6 +33,15 @@ def test_random_mixing_recovers_half_and_the_oracle_all_with_the_fewest_calls():
     assert metrics.cpt(oracle, 1.0) == pytest.approx(30)
 
 
+def test_thresholds_at_quantiles_by_hand():
+    score = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
+    # None, the upper half, which holds all three that gain, and all.
+    assert metrics.apgr_of_thresholds(score, WEAK, STRONG, 2) == pytest.approx(0.25 + 0.5)
+    assert metrics.apgr_of_thresholds(np.zeros(10), WEAK, STRONG) == pytest.approx(0.5)
+    with pytest.raises(RoutingError, match="no better"):
+        metrics.apgr_of_thresholds(score, STRONG, WEAK)
+
+
 @given(st.lists(st.floats(-1, 1), min_size=10, max_size=10))
 def test_no_router_beats_the_oracle(score):
     curve = metrics.curve_of(score, WEAK, STRONG)
