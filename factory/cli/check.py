@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from factory.cli.console import Json, emit, state
+from factory.cli.console import Json, emit, state, table
+from factory.ledger.money import usd
+
+if TYPE_CHECKING:
+    from factory.cluster.leftovers import Found
 
 app = typer.Typer(name="check", no_args_is_help=True, help="Checks the platform runs on itself.")
 
@@ -29,20 +33,27 @@ def idle(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Announce the stop of a cluster that nobody uses, or whose end date has come, and stop it.
+    """Announce the stop of what nobody uses, and stop it: sessions, leftovers, the whole cluster.
 
-    Set `idle.cluster_after_s` or `idle.ends_at` in factory.yaml; run it from cron or with --every.
+    Lists endpoints, sessions (notebooks) and what ended jobs left behind, each with its reason. Set
+    `idle.session_after_s`, `leftover_after_s`, `cluster_after_s` or `ends_at` in factory.yaml; run
+    it from cron or with --every.
 
     Example: factory check idle --dry-run
     """
+    from factory.cluster import leftovers
     from factory.cluster.errors import ClusterError
     from factory.cluster.idle import check, stops
 
     this = state(context)
     with this.ledger() as ledger:
         while True:
+            things: list[leftovers.Found] = []
             try:
-                found = check(this.settings, ledger, datetime.now(UTC), act=not dry_run)
+                now = datetime.now(UTC)
+                things = leftovers.check(this.settings, ledger, now, act=not dry_run)
+                unused = leftovers.unused(things)
+                found = check(this.settings, ledger, now, act=not dry_run, unused=unused)
                 said = f"{found.act}: {found.reason}"
                 if found.stops_at is not None:
                     said += f"; stops at {found.stops_at:%Y-%m-%dT%H:%M:%SZ} unless it is used"
@@ -57,14 +68,42 @@ def idle(
                         "reason": found.reason,
                         "stops_at": found.stops_at and found.stops_at.isoformat(),
                         "dry_run": dry_run,
+                        "things": [each.as_dict() for each in things],
                         "stopped_before": stops(ledger),
                     }
                 )
             else:
-                typer.echo(said)
+                _show(things)
+                typer.echo(f"cluster: {said}")
             if every is None:
                 return
             try:
                 time.sleep(every)
             except KeyboardInterrupt:
                 raise typer.Exit(130) from None
+
+
+def _show(things: list[Found]) -> None:
+    if not things:
+        return
+    table(
+        ("", "id", "what", "USD an hour", "", "why"),
+        [
+            (
+                each.thing.kind,
+                each.thing.id[:16],
+                "" if each.thing.kind == "endpoint" else each.thing.name,
+                usd(each.thing.nusd_per_hour) if each.thing.nusd_per_hour else "",
+                each.decision.act,
+                each.failed or _why(each),
+            )
+            for each in things
+        ],
+        "",
+    )
+
+
+def _why(found: Found) -> str:
+    at = found.decision.stops_at
+    when = "" if at is None else f"; stops at {at:%Y-%m-%dT%H:%M:%SZ} unless it works"
+    return found.decision.reason + when

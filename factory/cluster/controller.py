@@ -31,6 +31,7 @@ from factory.cluster.runner import Runner, Seen
 from factory.cluster.spec import ask, forced
 from factory.cluster.spot_jobs import SpotJobs, worked
 from factory.config import RESOURCES, Resource, Settings
+from factory.ledger.alerts import Alert
 from factory.ledger.budgets import Standing, status
 from factory.ledger.money import usd
 from factory.ledger.store import Ledger
@@ -81,10 +82,11 @@ class Controller:
         ledger: Ledger,
         connect: Callable[[], Runner | None],
         holder: str | None = None,
+        on_alert: Callable[[Alert], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._ledger = ledger
-        self._queue = Queue(ledger)
+        self._queue = Queue(ledger, on_alert)
         self._spot = SpotJobs(settings, ledger)
         self._connect = connect
         self._holder = holder or f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"

@@ -18,6 +18,7 @@ from factory.cluster.runner import RayRunner, Runner
 from factory.config import Settings, find, load
 from factory.ledger.errors import LedgerUnavailable
 from factory.ledger.store import Ledger, open_ledger
+from factory.telemetry.webhook import Messenger
 
 IDLE_S = 30.0
 KEEP_S = 86_400.0
@@ -41,7 +42,8 @@ def run(
             return None
         return RayRunner(settings, cluster, find(None))
 
-    controller = Controller(settings, ledger, connect)
+    messenger = Messenger(settings.alerts)
+    controller = Controller(settings, ledger, connect, on_alert=messenger.tell)
     busy = time.monotonic()
     trouble: str | None = None
     try:
@@ -63,6 +65,7 @@ def run(
             time.sleep(every_s)
     finally:
         controller.close(datetime.now(UTC))
+        messenger.close()
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ audit log; any activity takes it back. A stop is sealed there with what an hour 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -73,8 +73,8 @@ def decide(activity: Activity, policy: Idle, now: datetime) -> Decision:
     last = max(activity.started, activity.last or activity.started)
     since = max(timedelta(), now - last)
     if since < timedelta(seconds=policy.cluster_after_s):
-        return Decision("keep", f"used {_span(since)} ago")
-    why = f"nobody used it for {_span(since)}"
+        return Decision("keep", f"used {span(since)} ago")
+    why = f"nobody used it for {span(since)}"
     if activity.announced is not None and activity.announced > last:
         if _told(activity, now, pause):
             return Decision("stop", why)
@@ -82,14 +82,24 @@ def decide(activity: Activity, policy: Idle, now: datetime) -> Decision:
     return Decision("announce", why, now + pause)
 
 
-def observe(settings: Settings, ledger: Ledger, cluster: local.Cluster) -> Activity:
-    """Look at the ledger and the cluster. Raises `ClusterError` when it does not answer."""
+def observe(
+    settings: Settings,
+    ledger: Ledger,
+    cluster: local.Cluster,
+    unused: Collection[str] = (),
+) -> Activity:
+    """Look at the ledger and the cluster. Raises `ClusterError` when it does not answer.
+
+    `unused`: sessions that do not count as use (`leftovers.unused`).
+    """
     with ledger.read() as connection:
         request = connection.scalar(select(func.max(REQUESTS.c.created_at)))
         ended = connection.scalar(select(func.max(JOBS.c.ended_at)))
         queued = connection.scalar(select(func.max(JOBS.c.created_at)))
     busy = [f"job {job.id} is {job.state}" for job in Queue(ledger).list(ACTIVE)]
     for job in Jobs(settings, cluster).list():
+        if job.id in unused:
+            continue
         if not job.done and not any(job.id.startswith(name.split()[1]) for name in busy):
             busy.append(f"{'session' if not job.command else 'job'} {job.id}")
         if job.ended is not None:
@@ -109,13 +119,14 @@ def check(
     now: datetime,
     *,
     act: bool,
+    unused: Collection[str] = (),
     stop: Callable[[Settings], bool] = serving.down,
 ) -> Decision:
     """Look once, and with `act` carry out what is decided. Raises `ClusterError`."""
     cluster = local.current(settings)
     if cluster is None:
         return Decision("keep", "no cluster runs")
-    activity = observe(settings, ledger, cluster)
+    activity = observe(settings, ledger, cluster, unused)
     decision = decide(activity, settings.idle, now)
     if not act:
         return decision
@@ -123,10 +134,10 @@ def check(
         _notice(settings).unlink(missing_ok=True)
     elif decision.act == "announce" and activity.announced is None:
         _announce(settings, cluster, decision, now)
-        _seal(ledger, now, "announce", cluster.id, {"reason": decision.reason})
+        seal_stop(ledger, now, "announce", cluster.id, {"reason": decision.reason})
     elif decision.act == "stop":
         rate = nusd_per_hour(settings, cluster)
-        _seal(
+        seal_stop(
             ledger,
             now,
             "stop",
@@ -152,7 +163,7 @@ def nusd_per_hour(settings: Settings, cluster: local.Cluster) -> int:
 
 
 def stops(ledger: Ledger) -> list[dict[str, Any]]:
-    """Every stop so far: when, why, and what an hour would have cost."""
+    """Every stop so far: what, when, why, and what an hour would have cost."""
     query = select(AUDIT.c.created_at, AUDIT.c.subject, AUDIT.c.detail)
     query = query.where(AUDIT.c.action == "idle.stop").order_by(AUDIT.c.seq)
     with ledger.read() as connection:
@@ -160,7 +171,8 @@ def stops(ledger: Ledger) -> list[dict[str, Any]]:
     return [
         {
             "stopped_at": row.created_at.isoformat(),
-            "cluster": row.subject,
+            "cluster": row.detail.get("cluster", row.subject),
+            "what": row.subject if "cluster" in row.detail else "cluster",
             "reason": row.detail["reason"],
             "saves_usd_per_hour": usd(row.detail["saves_nusd_per_hour"]),
         }
@@ -172,10 +184,13 @@ def _told(activity: Activity, now: datetime, pause: timedelta) -> bool:
     return activity.announced is not None and now - activity.announced >= pause
 
 
-def _seal(ledger: Ledger, now: datetime, verb: str, cluster: str, detail: dict[str, Any]) -> None:
+def seal_stop(
+    ledger: Ledger, now: datetime, verb: str, subject: str, detail: dict[str, Any]
+) -> None:
+    """Seal an announcement or a stop of the platform's own in the audit log."""
     with ledger.write() as connection:
         event = Event(
-            created_at=now, actor="system", action=f"idle.{verb}", subject=cluster, detail=detail
+            created_at=now, actor="system", action=f"idle.{verb}", subject=subject, detail=detail
         )
         seal(connection, [event])
 
@@ -208,7 +223,8 @@ def _at(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _span(span: timedelta) -> str:
-    seconds = int(span.total_seconds())
+def span(length: timedelta) -> str:
+    """A length of time for people."""
+    seconds = int(length.total_seconds())
     hours, minutes = divmod(seconds // 60, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"

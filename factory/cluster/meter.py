@@ -39,14 +39,14 @@ def seen(
     Raises `ClusterError` when the dashboard does not answer.
     """
     raw = local.nodes(cluster)
-    jobs = _jobs(cluster)
+    submitted = _submitted(cluster)
     known = tuple(models)
     uses: dict[str, list[Use]] = {}
-    for actor in _table(cluster, "actors", "ALIVE"):
-        _hold(uses, actor, str(actor.get("class_name")), jobs, known)
-    for task in _table(cluster, "tasks", "RUNNING"):
+    for actor in table(cluster, "actors", "ALIVE"):
+        _hold(uses, actor, str(actor.get("class_name")), submitted, known)
+    for task in table(cluster, "tasks", "RUNNING"):
         if task.get("type") == "NORMAL_TASK":
-            _hold(uses, task, str(task.get("func_or_class_name")), jobs, known)
+            _hold(uses, task, str(task.get("func_or_class_name")), submitted, known)
     return [node_of(row, uses.get(str(row.get("node_id")), ()), pools) for row in raw]
 
 
@@ -92,8 +92,8 @@ def use_of(
     name: str, row: Mapping[str, Any], jobs: Mapping[str, str], models: Iterable[str]
 ) -> Use | None:
     """What an actor or task holds; None when it holds nothing."""
-    resources = row.get("required_resources") or {}
-    cpus, gpus = float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
+    resources = asked(row)
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     if cpus <= 0 and gpus <= 0:
         return None
     if name.startswith(_REPLICA):
@@ -106,6 +106,19 @@ def use_of(
         return Use("overhead", name, cpus, gpus)
     job = jobs.get(str(row.get("job_id")))
     return Use("job", job, cpus, gpus) if job else Use("work", name, cpus, gpus)
+
+
+def asked(row: Mapping[str, Any]) -> dict[str, float]:
+    """CPUs and GPUs that an actor or task asks for.
+
+    Inside a placement group Ray names them `CPU_group_ID` and `CPU_group_INDEX_ID`, for the same.
+    """
+    found: dict[str, float] = {}
+    for name, amount in (row.get("required_resources") or {}).items():
+        kind = str(name).split("_group_", 1)[0]
+        if kind in ("CPU", "GPU") and float(amount) > 0:
+            found[kind] = max(found.get(kind, 0.0), float(amount))
+    return found
 
 
 def _model(served: str, models: Iterable[str]) -> str:
@@ -125,14 +138,11 @@ def _hold(
         uses.setdefault(str(row.get("node_id")), []).append(use)
 
 
-def _table(cluster: local.Cluster, what: str, state: str) -> list[dict[str, Any]]:
-    query = {
-        "detail": "1",
-        "limit": "10000",
-        "filter_keys": "state",
-        "filter_predicates": "=",
-        "filter_values": state,
-    }
+def table(cluster: local.Cluster, what: str, state: str | None = None) -> list[dict[str, Any]]:
+    """A table of Ray's state API, with every detail. Raises `ClusterError`."""
+    query = {"detail": "1", "limit": "10000"}
+    if state is not None:
+        query |= {"filter_keys": "state", "filter_predicates": "=", "filter_values": state}
     answer = _get(cluster, f"/api/v0/{what}", query)
     try:
         return list(answer["data"]["result"]["result"])
@@ -140,13 +150,17 @@ def _table(cluster: local.Cluster, what: str, state: str) -> list[dict[str, Any]
         raise ClusterError(f"the cluster's dashboard answers {what} in an unknown form") from error
 
 
-def _jobs(cluster: local.Cluster) -> dict[str, str]:
-    """Submission id by Ray's job id."""
+def jobs(cluster: local.Cluster) -> list[dict[str, Any]]:
+    """All jobs and drivers as Ray's job API lists them. Raises `ClusterError`."""
     found = _get(cluster, "/api/jobs/", {})
-    rows = found if isinstance(found, list) else []
+    return found if isinstance(found, list) else []
+
+
+def _submitted(cluster: local.Cluster) -> dict[str, str]:
+    """Submission id by Ray's job id."""
     return {
         str(row["job_id"]): str(row["submission_id"])
-        for row in rows
+        for row in jobs(cluster)
         if row.get("job_id") and row.get("submission_id")
     }
 

@@ -11,7 +11,7 @@ holds the lease changes what a job is doing; people may ask for a cancellation o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from statistics import median
@@ -25,6 +25,7 @@ from factory.cluster.lease import Lease
 from factory.cluster.spec import JobSpec, new_id
 from factory.config import Budget
 from factory.ledger import alerts, budgets, spend
+from factory.ledger.alerts import Alert
 from factory.ledger.audit import seal
 from factory.ledger.schema import JOB_CHARGES, JOBS
 from factory.ledger.store import Ledger
@@ -105,10 +106,14 @@ class QueuedJob:
 
 
 class Queue:
-    """All jobs. Every method raises `LedgerError` when the database does not answer."""
+    """All jobs. Every method raises `LedgerError` when the database does not answer.
 
-    def __init__(self, ledger: Ledger) -> None:
+    `on_alert` hears of a fraction of a budget that a job's charge has passed, once that is kept.
+    """
+
+    def __init__(self, ledger: Ledger, on_alert: Callable[[Alert], None] = lambda _: None) -> None:
         self._ledger = ledger
+        self._on_alert = on_alert
 
     def submit(self, spec: JobSpec, now: datetime, estimate_nusd: int | None) -> QueuedJob:
         """Append a job; durable on return."""
@@ -242,6 +247,7 @@ class Queue:
         cost = _upto(start, until, rate_nusd) - _upto(start, since, rate_nusd)
         scope = f"team:{job.team}"
         limits = {} if budget is None else budget.limits_nusd
+        fresh: list[Alert] = []
         with self._ledger.write() as connection:
             lease.require(connection, holder)
             kept = _get(connection, job.job_id)
@@ -280,6 +286,8 @@ class Queue:
             charged = replace(job, charged_until=until, cost_nusd=kept.cost_nusd + cost)
             values = {"charged_until": until, "cost_nusd": charged.cost_nusd}
             connection.execute(JOBS.update().where(JOBS.c.job_id == job.id).values(values))
+        for alert in fresh:
+            self._on_alert(alert)
         return charged
 
 

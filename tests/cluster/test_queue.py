@@ -115,11 +115,16 @@ class Bench:
         self.cluster = Cluster()
         self.now = NOW
         self.up = True
+        self.told: list[alerts.Alert] = []
         self.controller = self.another()
 
     def another(self, name: str | None = None) -> Controller:
         return Controller(
-            self.settings, self.ledger, lambda: self.cluster if self.up else None, name
+            self.settings,
+            self.ledger,
+            lambda: self.cluster if self.up else None,
+            name,
+            on_alert=self.told.append,
         )
 
     def submit(self, estimate: int | None = None, **spec: object) -> str:
@@ -285,6 +290,7 @@ def test_cost_is_charged_while_it_runs_and_counts_in_the_teams_budget(
     assert "resets at 2026-11-25" in bench.queue.get(first).reason
     assert spend.reconcile(ledger) == []
     assert [alert.fraction for alert in alerts.raised(ledger)] == [0.5, 0.8]
+    assert bench.told == alerts.raised(ledger)
     bench.now = NOW + timedelta(days=1)
     assert first in bench.tick().started
 

@@ -1,0 +1,223 @@
+"""Idle things one by one: what is listed, what is announced, what is stopped, what that saves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory.cluster import idle, leftovers, local, meter
+from factory.cluster.jobs import Jobs
+from factory.cluster.leftovers import Thing, check, judge, left_behind, sessions, unused
+from factory.config import Idle, Settings
+from factory.ledger.audit import events
+from factory.ledger.store import open_ledger
+
+from .conftest import settings_at
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+POLICY = Idle(session_after_s=3600, leftover_after_s=600, announce_s=300)
+
+
+def ago(minutes: float) -> datetime:
+    return NOW - timedelta(minutes=minutes)
+
+
+def ms(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def thing(**changes: Any) -> Thing:
+    values = {"kind": "session", "id": "2", "name": "process 9", "since": ago(300), "stop": {}}
+    return Thing(**values | changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told", "act", "words"),
+    [
+        ({"busy": "in use: train"}, ago(9), "keep", "in use: train"),
+        ({"last": ago(30)}, None, "keep", "worked 30 min ago"),
+        ({"last": ago(90)}, None, "announce", "no work for 1 h 30 min"),
+        ({"last": ago(90)}, ago(2), "announce", "no work"),
+        ({"last": ago(90)}, ago(6), "stop", "no work"),
+        ({"last": ago(90)}, ago(100), "announce", "no work"),  # it worked since it was told
+        ({"last": ago(90)}, ago(-5), "announce", "no work"),  # a clock that was set back
+        ({"kind": "actor", "last": ago(30)}, None, "announce", "no work for 30 min"),
+        ({"kind": "endpoint", "stop": None, "name": "it sleeps"}, ago(99), "keep", "it sleeps"),
+    ],
+)
+def test_judgements(changes: dict[str, Any], told: datetime | None, act: str, words: str) -> None:
+    found = judge(thing(**changes), POLICY, told, NOW)
+    assert (found.act, words in found.reason) == (act, True)
+    assert (found.stops_at is not None) == (act == "announce")
+    quiet = judge(thing(**changes), Idle(), told, NOW)
+    assert quiet.act == "keep"
+
+
+def test_what_ray_lists_becomes_things(tmp_path: Path) -> None:
+    settings = settings_at(tmp_path)
+    nodes = [{"node_id": "n", "state": "ALIVE", "resources_total": {"CPU": 4}}]
+    driver = {"pid": "77", "node_ip_address": "10.0.0.1"}
+    jobs: dict[str, dict[str, Any]] = {
+        "01": {"job_id": "01", "submission_id": "tune-1.1", "status": "SUCCEEDED"},
+        "02": {"job_id": "02", "driver_info": driver, "start_time": ms(ago(90))},
+        "03": {"job_id": "03", "driver_info": driver, "status": "SUCCEEDED"},
+    }
+    jobs["01"]["end_time"] = ms(ago(60))
+
+    def actor(name: str, job: str, **more: Any) -> dict[str, Any]:
+        values = {"actor_id": f"id-{name}", "class_name": "Index", "name": name, "job_id": job}
+        held = {"node_id": "n", "required_resources": {"CPU": 1.0}, "is_detached": True}
+        return values | held | {"ray_namespace": "mine"} | more
+
+    actors = [
+        actor("left", "01"),
+        actor("serve", "01", ray_namespace="serve"),
+        actor("stats", "01", ray_namespace="_ray_internal"),
+        actor("light", "01", required_resources={}),
+        actor("own", "02", is_detached=False),
+        actor("running", "02"),
+    ]
+    tasks = [
+        {"job_id": "02", "state": "FINISHED", "end_time_ms": ms(ago(70)), "name": "f"},
+        {"job_id": "01", "actor_id": "id-left", "state": "RUNNING", "name": "Index.add"},
+    ]
+    group = {"placement_group_id": "pg", "name": "", "creator_job_id": "01", "is_detached": True}
+    bundle = {"node_id": "n", "unit_resources": {"CPU": 2.0}}
+    groups = [
+        group | {"bundles": [bundle, bundle]},
+        group | {"placement_group_id": "serve", "name": "SERVE_DEPLOYMENT::x"},
+        group | {"placement_group_id": "live", "creator_job_id": "02"},
+    ]
+    (session,) = sessions(settings, nodes, jobs, actors, tasks)
+    assert (session.id, session.last, session.busy) == ("02", ago(70), "")
+    assert session.nusd_per_hour == settings.pools["onprem"].nusd_per_hour // 2
+    assert session.stop == {"driver": 77, "ip": "10.0.0.1", "before_ms": ms(ago(90))}
+    left, held = left_behind(settings, nodes, jobs, actors, tasks, groups)
+    assert (left.kind, left.name) == ("actor", "Index 'left' of job tune-1.1")
+    assert left.busy == "in use: Index.add"
+    assert (held.kind, held.since, held.busy) == ("placement group", ago(60), "")
+    assert held.nusd_per_hour == settings.pools["onprem"].nusd_per_hour
+
+
+def test_announced_then_stopped_and_a_failure_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_at(tmp_path / "home").model_copy(update={"idle": POLICY})
+    (settings.home / "run").mkdir(parents=True)
+    cluster = local.Cluster("c1", 1, ago(300).timestamp(), "a", "http://127.0.0.1:9", "t", "token")
+    monkeypatch.setattr(local, "current", lambda _: cluster)
+    seen = [thing(id="1", nusd_per_hour=7), thing(id="2"), thing(id="3", busy="in use: f")]
+    monkeypatch.setattr(leftovers, "observe", lambda *_: seen)
+    asked: list[list[str]] = []
+    refuse = {"session 2": "it does not end"}
+
+    def release(_: object, __: object, things: Any) -> dict[str, str]:
+        asked.append([each.key for each in things])
+        return {key: why for key, why in refuse.items() if key in asked[-1]}
+
+    with closing(open_ledger(settings.database_url)) as ledger:
+
+        def look(minutes: float, act: bool = True) -> list[str]:
+            now = NOW + timedelta(minutes=minutes)
+            found = check(settings, ledger, now, act=act, release=release)
+            assert unused(found) == {"1", "2"} & {each.id for each in seen}
+            return [each.decision.act for each in found]
+
+        assert look(0, act=False) == look(0) == look(4) == ["announce", "announce", "keep"]
+        assert asked == []
+        assert look(6) == ["stop", "stop", "keep"]
+        seen = [replace(seen[1])]
+        monkeypatch.setattr(leftovers, "observe", lambda *_: seen)
+        assert look(7) == ["stop"]
+        refuse.clear()
+        assert look(8) == ["stop"]
+        assert asked == [["session 1", "session 2"], ["session 2"], ["session 2"]]
+        assert not (settings.home / "run" / "leftovers.json").exists()
+        stops = idle.stops(ledger)
+        assert [(each["what"], each["saves_usd_per_hour"]) for each in stops] == [
+            ("session 1", "0.000000007"),
+            ("session 2", "0.000000000"),
+        ]
+        assert len(events(ledger, action="idle.announce")) == 2
+
+
+LEAVES = """
+import ray
+from ray.util.placement_group import placement_group
+ray.init(namespace="mine", log_to_driver=False)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Inside
+kept = placement_group([{"CPU": 0.5}], lifetime="detached", name="kept")
+ray.get(kept.ready())
+@ray.remote(num_cpus=0.5)
+class Index:
+    def ping(self): return 1
+inside = Inside(kept, placement_group_bundle_index=0)
+options = dict(name="index", lifetime="detached", scheduling_strategy=inside)
+ray.get(Index.options(**options).remote().ping.remote())
+"""
+JOINS = """
+import ray, sys, time
+ray.init(address=sys.argv[1], log_to_driver=False)
+@ray.remote(num_cpus=0)
+def once(): return 1
+ray.get(once.remote())
+print("joined", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.ray
+def test_a_session_and_leftovers_on_a_real_cluster(line: Settings, work: Path) -> None:
+    cluster = local.require(line)
+    (work / "probing" / "leaves.py").write_text(LEAVES)
+    jobs = Jobs(line, cluster)
+    jobs.wait(jobs.submit("probing.leaves", working_dir=work), timeout_s=90)
+    notebook = subprocess.Popen(
+        [sys.executable, "-c", JOINS, cluster.address],
+        env=local.environment(line, None),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    policy = Idle(session_after_s=0.001, leftover_after_s=0.001, announce_s=0)
+    settings = line.model_copy(update={"idle": policy})
+    try:
+        assert notebook.stdout is not None
+        assert notebook.stdout.readline() == "joined\n"
+        with closing(open_ledger(settings.database_url)) as ledger:
+            kinds = ["actor", "placement group", "session"]
+
+            def listed(act: bool) -> dict[str, str]:
+                found = check(settings, ledger, datetime.now(UTC), act=act)
+                return {each.thing.kind: each.failed or each.decision.act for each in found}
+
+            end = time.monotonic() + 30
+            while listed(act=False) != dict.fromkeys(kinds, "announce"):
+                assert time.monotonic() < end, listed(act=False)
+                time.sleep(0.2)  # Ray's task table is written now and then
+            (node,) = [each for each in meter.seen(cluster, line.pools) if each.alive]
+            assert [(use.kind, use.cpus) for use in node.uses] == [("job", 0.5)]
+            assert "session" in idle.observe(line, ledger, cluster).busy[0]
+            assert listed(act=True) == dict.fromkeys(kinds, "announce")
+            assert listed(act=True) == dict.fromkeys(kinds, "stop")
+            assert notebook.wait(20) != 0
+            assert len(idle.stops(ledger)) == 3
+            assert {each["what"].split()[0] for each in idle.stops(ledger)} == {
+                "actor",
+                "placement",
+                "session",
+            }
+            while left := listed(act=False):
+                assert time.monotonic() < end + 30, left
+                time.sleep(0.2)
+    finally:
+        notebook.kill()
+        notebook.wait()
