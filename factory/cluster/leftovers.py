@@ -33,6 +33,8 @@ from factory.ledger.schema import REQUESTS
 from factory.ledger.store import Ledger
 
 Kind = Literal["session", "actor", "placement group", "endpoint"]
+Tasks = Callable[..., Sequence[Mapping[str, Any]]]
+"""Rows of Ray's task table with these values of its columns."""
 _OVER = ("FINISHED", "FAILED")
 """States of a Ray task that is done."""
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -166,13 +168,15 @@ def observe(settings: Settings, ledger: Ledger, cluster: local.Cluster) -> list[
     """Everything that may be idle. Raises `ClusterError` when the cluster does not answer."""
     nodes = local.nodes(cluster)
     jobs = {str(row["job_id"]): row for row in ray_jobs(cluster) if row.get("job_id")}
-    actors = table(cluster, "actors", "ALIVE")
-    tasks = table(cluster, "tasks")
+    actors = table(cluster, "actors", state="ALIVE")
+    groups = table(cluster, "placement_groups", state="CREATED")
+
+    def tasks(**of: str) -> list[dict[str, Any]]:
+        return table(cluster, "tasks", **of)
+
     return [
         *sessions(settings, nodes, jobs, actors, tasks),
-        *left_behind(
-            settings, nodes, jobs, actors, tasks, table(cluster, "placement_groups", "CREATED")
-        ),
+        *left_behind(settings, nodes, jobs, actors, tasks, groups),
         *_endpoints(settings, ledger, cluster),
     ]
 
@@ -182,7 +186,7 @@ def sessions(
     nodes: Sequence[Mapping[str, Any]],
     jobs: Mapping[str, Mapping[str, Any]],
     actors: Sequence[Mapping[str, Any]],
-    tasks: Sequence[Mapping[str, Any]],
+    tasks: Tasks,
 ) -> list[Thing]:
     """The drivers that joined the cluster and were not submitted as jobs."""
     found = []
@@ -190,8 +194,7 @@ def sessions(
         driver = job.get("driver_info") or {}
         if job.get("submission_id") or job.get("status") in _ENDED or not driver.get("pid"):
             continue
-        mine = [task for task in tasks if task.get("job_id") == job_id]
-        last, busy = _activity(mine)
+        last, busy = _activity(tasks(job_id=job_id))
         held = [actor for actor in actors if actor.get("job_id") == job_id]
         found.append(
             Thing(
@@ -217,7 +220,7 @@ def left_behind(
     nodes: Sequence[Mapping[str, Any]],
     jobs: Mapping[str, Mapping[str, Any]],
     actors: Sequence[Mapping[str, Any]],
-    tasks: Sequence[Mapping[str, Any]],
+    tasks: Tasks,
     groups: Sequence[Mapping[str, Any]],
 ) -> list[Thing]:
     """What is detached, holds something, and whose job has ended; Serve's and Ray's own is not."""
@@ -231,8 +234,7 @@ def left_behind(
             continue
         if not asked(actor):
             continue
-        own = [task for task in tasks if task.get("actor_id") == actor.get("actor_id")]
-        last, busy = _activity(own)
+        last, busy = _activity(tasks(actor_id=str(actor["actor_id"])))
         found.append(
             Thing(
                 kind="actor",
@@ -252,8 +254,8 @@ def left_behind(
         if str(group.get("name") or "").startswith(("SERVE_", "_")):
             continue
         inside = [a for a in actors if a.get("placement_group_id") == group["placement_group_id"]]
-        ids = {actor.get("actor_id") for actor in inside}
-        last, busy = _activity([task for task in tasks if task.get("actor_id") in ids])
+        own = [task for actor in inside for task in tasks(actor_id=str(actor["actor_id"]))]
+        last, busy = _activity(own)
         found.append(
             Thing(
                 kind="placement group",
@@ -298,6 +300,8 @@ def _endpoints(settings: Settings, ledger: Ledger, cluster: local.Cluster) -> li
 
 def _activity(tasks: Sequence[Mapping[str, Any]]) -> tuple[datetime | None, str]:
     """When the last of these tasks ended, and what runs or waits now."""
+    if len(tasks) >= MOST:
+        return None, f"in use: {MOST:,} tasks or more"
     now = [str(task.get("name")) for task in tasks if task.get("state") not in _OVER]
     ends = [_moment(task.get("end_time_ms")) for task in tasks]
     last = max((moment for moment in ends if moment is not None), default=None)

@@ -25,6 +25,8 @@ from factory.ledger.store import Ledger, open_ledger
 from factory.ledger.zones import observe
 
 INTERVAL_S = 60.0
+MOST = 10_000
+"""Rows that Ray's state API gives at once."""
 LATE = timedelta(minutes=5)
 """A node is seen to be gone at most so long after its end."""
 _REPLICA = "ServeReplica:"
@@ -42,9 +44,9 @@ def seen(
     submitted = _submitted(cluster)
     known = tuple(models)
     uses: dict[str, list[Use]] = {}
-    for actor in table(cluster, "actors", "ALIVE"):
+    for actor in table(cluster, "actors", state="ALIVE"):
         _hold(uses, actor, str(actor.get("class_name")), submitted, known)
-    for task in table(cluster, "tasks", "RUNNING"):
+    for task in table(cluster, "tasks", state="RUNNING"):
         if task.get("type") == "NORMAL_TASK":
             _hold(uses, task, str(task.get("func_or_class_name")), submitted, known)
     return [node_of(row, uses.get(str(row.get("node_id")), ()), pools) for row in raw]
@@ -138,11 +140,16 @@ def _hold(
         uses.setdefault(str(row.get("node_id")), []).append(use)
 
 
-def table(cluster: local.Cluster, what: str, state: str | None = None) -> list[dict[str, Any]]:
-    """A table of Ray's state API, with every detail. Raises `ClusterError`."""
-    query = {"detail": "1", "limit": "10000"}
-    if state is not None:
-        query |= {"filter_keys": "state", "filter_predicates": "=", "filter_values": state}
+def table(cluster: local.Cluster, what: str, **equal: str) -> list[dict[str, Any]]:
+    """A table of Ray's state API, with every detail, at most `MOST` rows. Raises `ClusterError`.
+
+    `equal`: the values that columns must have.
+    """
+    query: dict[str, Any] = {"detail": "1", "limit": str(MOST)}
+    if equal:
+        query["filter_keys"] = list(equal)
+        query["filter_predicates"] = ["="] * len(equal)
+        query["filter_values"] = list(equal.values())
     answer = _get(cluster, f"/api/v0/{what}", query)
     try:
         return list(answer["data"]["result"]["result"])
@@ -165,7 +172,7 @@ def _submitted(cluster: local.Cluster) -> dict[str, str]:
     }
 
 
-def _get(cluster: local.Cluster, path: str, query: Mapping[str, str]) -> Any:
+def _get(cluster: local.Cluster, path: str, query: Mapping[str, Any]) -> Any:
     try:
         answer = httpx.get(
             cluster.dashboard + path, params=query, headers=cluster.headers(), timeout=10

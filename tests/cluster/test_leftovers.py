@@ -96,13 +96,19 @@ def test_what_ray_lists_becomes_things(tmp_path: Path) -> None:
         group | {"placement_group_id": "serve", "name": "SERVE_DEPLOYMENT::x"},
         group | {"placement_group_id": "live", "creator_job_id": "02"},
     ]
-    (session,) = sessions(settings, nodes, jobs, actors, tasks)
+
+    def having(**of: str) -> list[dict[str, Any]]:
+        return [task for task in tasks if of.items() <= task.items()]
+
+    (session,) = sessions(settings, nodes, jobs, actors, having)
     assert (session.id, session.last, session.busy) == ("02", ago(70), "")
     assert session.nusd_per_hour == settings.pools["onprem"].nusd_per_hour // 2
     assert session.stop == {"driver": 77, "ip": "10.0.0.1", "before_ms": ms(ago(90))}
-    left, held = left_behind(settings, nodes, jobs, actors, tasks, groups)
+    left, held = left_behind(settings, nodes, jobs, actors, having, groups)
     assert (left.kind, left.name) == ("actor", "Index 'left' of job tune-1.1")
     assert left.busy == "in use: Index.add"
+    (many,) = sessions(settings, nodes, jobs, actors, lambda **_: tasks[:1] * 10_000)
+    assert many.busy == "in use: 10,000 tasks or more"
     assert (held.kind, held.since, held.busy) == ("placement group", ago(60), "")
     assert held.nusd_per_hour == settings.pools["onprem"].nusd_per_hour
 
