@@ -25,7 +25,7 @@ from sqlalchemy import func, select
 from factory.cluster import local, serving
 from factory.cluster.errors import ClusterError
 from factory.cluster.idle import Decision, seal_stop, span
-from factory.cluster.meter import asked, table
+from factory.cluster.meter import MOST, asked, table
 from factory.cluster.meter import jobs as ray_jobs
 from factory.cluster.nodehours import Node, Use, node_of
 from factory.config import Idle, Settings
