@@ -23,6 +23,9 @@ from factory.cluster.availability import STATES, UP, Forecast, Ints
 IDLE, SPOT, ON_DEMAND = 0, 1, 2
 LATE = 20.0
 """A missing tick costs this many on-demand ticks."""
+WAITED = 0.01
+"""A tick of waiting costs this much of a spot tick: of equal plans the one that is done first wins,
+or a job with days of slack would put off its start for ever."""
 _NEVER = np.float32(1e6)
 
 Grid = NDArray[np.float32]
@@ -97,7 +100,7 @@ def solve(
         if hand_over:
             ahead[1 : 1 + steps] += (ahead[0] - ahead[1 : 1 + steps]) * np.float32(hand_over)
         work_left = np.maximum(left - slack, 0)
-        idle = spend(ahead[0], 1.0)
+        idle = spend(ahead[0], 1.0) + np.float32(WAITED)
         spot = run(ahead, 1, -1, 1.0)
         spot[:, ~UP] = _NEVER
         best = np.minimum(idle, spot)

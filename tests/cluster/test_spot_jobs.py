@@ -131,7 +131,8 @@ def test_the_record_decides_between_spot_waiting_and_on_demand(
     assert pressed is not None
     assert (pressed.choice.hold, pressed.pools) == (ONDEMAND, ("ondemand",))
     # Nobody has asked for an hour: somebody has to.
-    asked = SpotJobs(settings, ledger).advise(job_of(), out + timedelta(hours=1))
+    long = job_of(deadline=NOW + timedelta(hours=30))  # no reason to put it off either
+    asked = SpotJobs(settings, ledger).advise(long, out + timedelta(hours=1))
     assert asked is not None
     assert (asked.pools, asked.sure) == (("spot",), False)
 
