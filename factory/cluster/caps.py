@@ -76,7 +76,7 @@ class Caps:
 
 
 def capped_pools(file: Path) -> frozenset[str]:
-    """The pools of which no more nodes can be had now: those with a capped node type.
+    """The pools of which no more nodes can be had now: all their node types are capped.
 
     A type counts to the pool of its label, else to the one that has its name. Without a readable
     configuration none is capped.
@@ -86,9 +86,17 @@ def capped_pools(file: Path) -> frozenset[str]:
         return frozenset()
     try:
         types = yaml.safe_load(file.read_text("utf-8"))["available_node_types"]
-        return frozenset(types[name].get("labels", {}).get(POOL_LABEL, name) for name in capped)
+        pools = {name: node.get("labels", {}).get(POOL_LABEL, name) for name, node in types.items()}
+        # A type that may have no workers, like the head's, gives none.
+        others = {pools[name] for name in types if name not in capped and _may_grow(types[name])}
+        return frozenset(pools[name] for name in capped) - others
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return frozenset()
+
+
+def _may_grow(node: Mapping[str, Any]) -> bool:
+    most = node.get("max_workers")
+    return most is None or int(most) > 0
 
 
 def _replace(path: Path, text: str) -> None:

@@ -219,11 +219,15 @@ def test_a_clouds_no_is_understood(words: str, kind: str) -> None:
 def test_what_is_capped_is_told_by_pool(made: HybridNodeProvider, file: Path, clock: Clock) -> None:
     assert capped_pools(file) == frozenset()
     config = yaml.safe_load(file.read_text())
-    config["available_node_types"]["spot"]["labels"] = {"factory/pool": "cheap"}
+    types = config["available_node_types"]
+    types["spot"]["labels"] = {"factory/pool": "cheap"}
+    types["head"] = {"max_workers": 0, "labels": {"factory/pool": "cheap"}}
+    types["spot-b"] = {"max_workers": 1, "labels": {"factory/pool": "cheap"}}
     file.write_text(yaml.safe_dump(config))
     made.non_terminated_nodes({})
     Cloud.clouds["aws"].broken = True
-    for node_type in ("spot", "ondemand"):
+    for node_type in ("spot", "ondemand", "spot-b"):
+        assert "cheap" not in capped_pools(file)  # one of its types is not capped
         with pytest.raises(NodeLaunchException):
             launch(made, node_type)
     assert capped_pools(file) == {"cheap", "ondemand"}
