@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -31,8 +32,10 @@ from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USE
 
 from factory.cluster.caps import Caps
 from factory.cluster.errors import ClusterError
+from factory.cluster.spot_price import told
 from factory.cluster.stock import Shelf, classify
 from factory.cluster.stockroom import Record
+from factory.config import ZONE_LABEL
 
 _log = logging.getLogger(__name__)
 _CONFIG_FILE = "~/ray_bootstrap_config.yaml"
@@ -186,8 +189,17 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc]
             raise NodeLaunchException(trouble, str(error)[:200], None) from error
         with self._lock:
             self._shelf = self._shelf.launched(node_type)
-        self._record.saw(labels, True, "launched", self._clock())
+        self._tell(name, own, labels)
         return made
+
+    def _tell(self, name: str, node_config: Mapping[str, Any], labels: Mapping[str, str]) -> None:
+        """A spot node could be had: into the record, with the price where the cloud says it."""
+        if not self._record.takes(labels):
+            return
+        now = self._clock()
+        zone, at = labels.get(ZONE_LABEL), datetime.fromtimestamp(now, UTC)
+        price = told(self._child(name), node_config, zone, at)
+        self._record.saw(labels, True, "launched", now, price)
 
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> Any:
         """Launch nodes of which nothing else is known."""

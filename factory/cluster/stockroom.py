@@ -28,6 +28,11 @@ class Record:
         self._url = url
         self._ledger: Ledger | None = None
 
+    def takes(self, labels: Mapping[str, str]) -> bool:
+        """Whether anything is kept of a node with these labels: a spot node of a pool."""
+        known = self._url is not None and POOL_LABEL in labels
+        return known and labels.get(MARKET_LABEL) == "spot"
+
     def saw(
         self,
         labels: Mapping[str, str],
@@ -40,9 +45,9 @@ class Record:
 
         A node type without a zone counts to the zone that has its pool's name.
         """
-        pool = labels.get(POOL_LABEL)
-        if self._url is None or pool is None or labels.get(MARKET_LABEL) != "spot":
+        if self._url is None or not self.takes(labels):
             return False
+        pool = labels[POOL_LABEL]
         look = Observation(
             at=datetime.fromtimestamp(at, UTC),
             pool=pool,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -14,7 +16,10 @@ from ray.autoscaler.node_provider import NodeProvider
 from factory.cluster.caps import Caps, capped_pools
 from factory.cluster.errors import ClusterError
 from factory.cluster.provider import HybridNodeProvider
+from factory.cluster.spot_price import dearest, told
 from factory.cluster.stock import Shelf, classify
+from factory.ledger.store import open_ledger
+from factory.ledger.zones import observations
 
 
 class Cloud(NodeProvider):
@@ -88,13 +93,14 @@ def made(file: Path, clock: Clock) -> HybridNodeProvider:
     return provider(file, clock)
 
 
-def provider(file: Path, clock: Clock) -> HybridNodeProvider:
+def provider(file: Path, clock: Clock, **more: Any) -> HybridNodeProvider:
     sys.modules.setdefault("cloud_for_tests", sys.modules[__name__])
     cloud = {"type": "external", "module": "cloud_for_tests.Cloud"}
     return HybridNodeProvider(
         {
             "config_file": str(file),
             "providers": {"aws": {**cloud, "name": "aws"}, "home": {**cloud, "name": "home"}},
+            **more,
         },
         "test",
         clock,
@@ -214,6 +220,66 @@ def test_a_clouds_no_is_understood(words: str, kind: str) -> None:
     error = NodeLaunchException("x", "launch failed", None)
     error.__cause__ = RuntimeError(words)
     assert classify(error) == kind
+
+
+SPOT = {
+    "factory/pool": "spot",
+    "ray.io/market-type": "spot",
+    "ray.io/availability-zone": "us-east-2a",
+}
+
+
+def test_what_spot_zones_had_is_recorded_with_the_price(file: Path, clock: Clock) -> None:
+    url = f"sqlite:///{file.with_name('factory.db')}"
+    made = provider(file, clock, ledger=url)
+    made.non_terminated_nodes({})
+    asked: list[dict[str, Any]] = []
+
+    def history(**query: Any) -> dict[str, Any]:
+        asked.append(query)
+        row = {"AvailabilityZone": "us-east-2a", "InstanceType": "g5.xlarge"}
+        at = query["StartTime"]
+        old = {**row, "SpotPrice": "0.900000", "Timestamp": at - timedelta(hours=9)}
+        return {"SpotPriceHistory": [{**row, "SpotPrice": "0.412300", "Timestamp": at}, old]}
+
+    client = SimpleNamespace(describe_spot_price_history=history)
+    cloud = Cloud.clouds["aws"]
+    cloud.ec2 = SimpleNamespace(meta=SimpleNamespace(client=client))  # type: ignore[attr-defined]
+
+    def ask(**labels: str) -> None:
+        tags = {"ray-user-node-type": "spot", "ray-node-type": "worker"}
+        config = {"provider": "aws", "InstanceType": "g5.xlarge"}
+        made.create_node_with_resources_and_labels(config, tags, 1, {}, SPOT | labels)
+
+    ask()
+    ask(**{"ray.io/market-type": "on-demand"})
+    clock.now += 10
+    cloud.error = RuntimeError("InsufficientInstanceCapacity: no spot in us-east-2a")
+    with pytest.raises(NodeLaunchException):
+        ask()
+    clock.now += 61
+    made.non_terminated_nodes({})
+    cloud.error = None
+    client.describe_spot_price_history = lambda **_: 1 / 0  # AWS has no answer: it starts anyway
+    ask()
+    ledger = open_ledger(url)
+    found = [(each.source, each.nusd_per_hour) for each in observations(ledger, "spot")]
+    ledger.close()
+    assert found == [("launched", 412_300_000), ("stock-out", None), ("launched", None)]
+    (query,) = asked
+    assert (query["AvailabilityZone"], query["InstanceTypes"]) == ("us-east-2a", ["g5.xlarge"])
+
+
+def test_a_price_that_makes_no_sense_is_no_price() -> None:
+    at = datetime(2026, 11, 24, tzinfo=UTC)
+
+    def row(zone: str, price: str) -> dict[str, Any]:
+        return {"AvailabilityZone": zone, "SpotPrice": price, "Timestamp": at}
+
+    assert dearest([]) is None
+    assert dearest([row("a", "-1"), row("a", "n/a"), row("b", "9000")]) is None
+    assert dearest([row("a", "0.4"), row("b", "0.5")]) == 500_000_000
+    assert told(object(), {"InstanceType": "x"}, None, at) is None
 
 
 def test_what_is_capped_is_told_by_pool(made: HybridNodeProvider, file: Path, clock: Clock) -> None:
