@@ -254,7 +254,7 @@ class Factory:
             questions = questions.sample(cases, seed)
         entry = self.settings.models.get(model)
         answerer = TransformersAnswerer(
-            self.pull(model).path,
+            self._weights(model).path,
             None if adapter is None else self._folder("adapters", adapter),
             max_model_len=entry.max_model_len if entry else None,
         )
@@ -397,6 +397,19 @@ class Factory:
             secret, _ = self.create_key(self.settings.endpoints[endpoint].team, [endpoint])
             self._clients[endpoint] = OpenAI(base_url=f"{root}/v1", api_key=secret)
         return self._clients[endpoint]
+
+    def _weights(self, model: str) -> Object:
+        """A model's weights: pulled, or the champion that its catalog entry names."""
+        entry = self.settings.models.get(model)
+        if entry is None or not isinstance(entry.source, configuration.RegistrySource):
+            return self.pull(model)
+        champion = self.champion(entry.source.name)
+        if champion is None:
+            raise CatalogError(
+                f"model '{model}' has no weights yet: no version of '{entry.source.name}' is "
+                f"promoted; `factory registry promote {entry.source.name} VERSION` does that"
+            )
+        return self.registry.weights(champion.name, champion.version)
 
     def _folder(self, kind: str, given: str | Path) -> Path:
         if Path(given).exists():

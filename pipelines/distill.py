@@ -310,7 +310,9 @@ def _train(
 ) -> Summary:
     import ray
 
-    decided = [config.fingerprint(), *(f"{key}={origin[key]}" for key in sorted(origin))]
+    # The teacher's weights decide, not what they are called: a version may be registered again.
+    made_from = [f"{key}={origin[key]}" for key in sorted(origin) if key != "teacher"]
+    decided = [config.fingerprint(), *made_from]
     with ray_cluster():
         resources = ray.available_resources()
         cpus = share_of_cpus(config, resources.get("CPU", 1))

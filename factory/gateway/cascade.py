@@ -60,8 +60,8 @@ class Live:
 class Rules:
     """What holds for one request's attempts."""
 
-    threshold: float
-    """An answer whose confidence is lower asks for the next tier."""
+    threshold: Callable[[int], float]
+    """By tier: an answer whose confidence is lower asks for the next one."""
     patience: Patience
     jitter: Callable[[], float]
     """A random number between 0 and 1."""
@@ -195,13 +195,13 @@ class Cascade:
             return Verdict(True, None, (f"tier {tier} is the endpoint's highest",))
         if unfit := self.rules.unfit(answer):
             return Verdict(False, None, (unfit,))
-        return judge(answer.token_logprobs, self.rules.threshold)
+        return judge(answer.token_logprobs, self.rules.threshold(tier))
 
     def _typical(self, tier: int, answer: Answer) -> tuple[Answer, Verdict]:
         """Of several sampled answers the most typical one, judged by how the others agree."""
         if len(answer.choices) <= self.plan.call.request.choices:
             return answer, self.verdict(tier, answer)
-        found = agree([choice.text for choice in answer.choices], self.rules.threshold)
+        found = agree([choice.text for choice in answer.choices], self.rules.threshold(tier))
         chosen = replace(answer, choices=(answer.choices[found.best],))
         if unfit := self.rules.unfit(chosen):
             return chosen, Verdict(False, None, (unfit,))

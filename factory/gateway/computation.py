@@ -153,7 +153,7 @@ class Computation:
         self, journey: Journey, call: Call, planned: Plan, screening: Screening, learned: Learned
     ) -> Cascade:
         rules = Rules(
-            threshold=learned.confidence_threshold,
+            threshold=learned.threshold,
             patience=self.patience,
             jitter=self.jitter,
             breakers=self.breakers,

@@ -48,13 +48,21 @@ class Learned:
     """What holds for one request."""
 
     confidence_threshold: float
-    """An open model's answer whose confidence is lower asks for the next tier."""
+    """An open model's answer whose confidence is lower asks for the next tier; as configured."""
+    calibrated: tuple[int, float] | None = None
+    """A tier, and the threshold that was calibrated on its answers and says nothing of others'."""
     estimate: Estimate | None = None
     """What the router thinks of the prompt; None without one."""
     deep: Deep | None = None
     """The router that sees an encoder's vector too; None without one."""
     router_threshold: float | None = None
     """How much more a higher tier must promise; None without a calibration that holds."""
+
+    def threshold(self, tier: int) -> float:
+        """The confidence from which on an answer of this tier is sent."""
+        if self.calibrated is not None and self.calibrated[0] == tier:
+            return self.calibrated[1]
+        return self.confidence_threshold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +97,14 @@ class Learning:
         known = self._known.get(call.name, _Known())
         now = subject(_versions(call.served))
         sure = _value(known.confidence, now)
+        calibrated = None
+        if known.confidence is not None and sure is not None:
+            calibrated = int(known.confidence.detail["tier"]), sure
         threshold = _value(known.router, now) if routing.learned else None
         estimate = None if threshold is None else _estimate(known.fitted, call)
         return Learned(
-            confidence_threshold=routing.confidence_threshold if sure is None else sure,
+            confidence_threshold=routing.confidence_threshold,
+            calibrated=calibrated,
             estimate=estimate,
             deep=None if estimate is None else known.deep,
             router_threshold=threshold,

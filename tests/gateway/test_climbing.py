@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
+import pytest
 from conftest import CONFIG, World, made
 from provider_server import Play
+
+from factory.ledger.calibrations import Calibration, save
+from factory.routing.threshold import Target, Threshold
 
 SAMPLED = CONFIG.replace(
     "ladder: {team: support, tiers: [0, 1, 3]}",
@@ -31,6 +36,38 @@ async def test_a_streamed_request_is_sampled_too(folder):
         reply = await world.ask(model="ladder", stream=True)
         assert reply.text.count('"content":"json it is"') == 1
         assert world.small.bodies[0]["n"] == 3
+
+
+@pytest.mark.parametrize(("tier", "answered_by"), [(1, "3"), (2, "1")])
+async def test_a_calibrated_threshold_holds_for_the_tier_it_was_found_on(
+    world: World, tier: int, answered_by: str
+):
+    found = Threshold(
+        value=0.995,
+        target=Target("quality", 0.9),
+        confidence=0.95,
+        bound=0.9,
+        achieved=0.95,
+        cheap_share=0.5,
+        n=100,
+        needed=None,
+        reasons=(),
+    )
+    served = world.serving["ladder"]
+    save(
+        world.ledger,
+        Calibration(
+            kind="confidence",
+            scope="ladder",
+            subject="; ".join(f"{one}={at.model}@{at.version}" for one, at in served.items()),
+            detail={"tier": tier, "threshold": found.detail()},
+            created_at=datetime.now(UTC),
+        ),
+    )
+    world.gateway._learning.read()
+    world.small.default = Play(logprob=-0.1)
+    reply = await world.ask()
+    assert reply.headers["x-factory-tier"] == answered_by
 
 
 async def test_a_model_that_keeps_failing_is_left_alone_then_tried_again(folder):
