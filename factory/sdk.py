@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from factory.cluster.serving import Serving, Status
     from factory.cluster.tco import Comparison as Ownership
     from factory.cluster.tco import Plan
+    from factory.cluster.zones import ZoneState
     from factory.evaluation.compare import Comparison
     from factory.evaluation.harness import Judged
     from factory.evaluation.results import Results
@@ -310,6 +311,18 @@ class Factory:
         from factory.ledger.nodes import usage
 
         return usage(self.ledger, since, until)
+
+    def zones(self) -> list[ZoneState]:
+        """What was seen of spot zones: who has capacity, since when, how often, for what price."""
+        from factory.cluster.zones import LONGEST, states
+        from factory.ledger.keys import now
+        from factory.ledger.zones import observations
+
+        moment = now()
+        spot = [name for name, pool in self.settings.pools.items() if pool.market == "spot"]
+        since = moment - LONGEST
+        looks = [each for name in spot for each in observations(self.ledger, name, since)]
+        return states(looks, moment)
 
     def place(self, work: Work) -> Placement:
         """Where `work` would run now, with every option. Raises `PlacementError`."""

@@ -329,8 +329,10 @@ def _dry_run(this: State, spec: JobSpec, format_: str, json: bool) -> None:
     import yaml
 
     from factory.cluster.eligibility import estimate_nusd, pools
+    from factory.cluster.queue import QueuedJob
     from factory.cluster.rayjob import manifest
     from factory.cluster.spec import check
+    from factory.cluster.spot_jobs import SpotJobs
 
     now = datetime.now(UTC)
     check(spec, this.settings, now)
@@ -339,9 +341,22 @@ def _dry_run(this: State, spec: JobSpec, format_: str, json: bool) -> None:
         emit(found) if json else typer.echo(yaml.safe_dump(found, sort_keys=False), nl=False)
         return
     cost = estimate_nusd(this.settings, spec, spec.duration_s, now)
+    job = QueuedJob(
+        job_id="dry-run",
+        order=0,
+        created_at=now,
+        team=spec.team,
+        module=spec.module,
+        spec=spec,
+        state="waiting",
+        reason="",
+    )
+    with this.ledger() as ledger:
+        told = SpotJobs(this.settings, ledger).told(job, now)
     found = {
         "spec": spec.model_dump(mode="json"),
         "pools": list(pools(this.settings, spec, now)),
+        "spot_policy": told,
         "estimate_usd": None if cost is None else _usd(cost),
     }
     emit(found) if json else typer.echo(yaml.safe_dump(found, sort_keys=False), nl=False)

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from factory.ledger.schema import ZONE_OBSERVATIONS as SEEN
 from factory.ledger.store import Ledger
@@ -23,6 +23,7 @@ REPEAT = timedelta(minutes=15)
 """What was seen already is written again after this time, so that it is known to be fresh."""
 PRICE_HOLDS = timedelta(hours=6)
 """An older price is not believed any more."""
+_COLUMNS = [column for column in SEEN.c if column.name != "id"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +50,10 @@ def observe(ledger: Ledger, seen: Iterable[Observation]) -> int:
     if not ordered:
         return 0
     with ledger.write() as connection:
-        newest = select(func.max(SEEN.c.id)).group_by(SEEN.c.pool, SEEN.c.zone)
-        rows = connection.execute(select(SEEN).where(SEEN.c.id.in_(newest)))
-        last = {(row.pool, row.zone): (row.at, row.up, row.nusd_per_hour) for row in rows}
+        last = {
+            (each.pool, each.zone): (each.at, each.up, each.nusd_per_hour)
+            for each in newest(connection)
+        }
         fresh = []
         for each in ordered:
             at, up, price = last.get((each.pool, each.zone), (None, None, None))
@@ -70,6 +72,13 @@ def observe(ledger: Ledger, seen: Iterable[Observation]) -> int:
     return len(fresh)
 
 
+def newest(connection: Connection) -> list[Observation]:
+    """The last look at every zone."""
+    last = select(func.max(SEEN.c.id)).group_by(SEEN.c.pool, SEEN.c.zone)
+    rows = connection.execute(select(*_COLUMNS).where(SEEN.c.id.in_(last)))
+    return [Observation(**row._mapping) for row in rows]
+
+
 def observations(ledger: Ledger, pool: str, since: datetime | None = None) -> list[Observation]:
     """What was seen of a pool's zones, oldest first; with `since` also each zone's last before."""
     where = [SEEN.c.pool == pool]
@@ -80,9 +89,8 @@ def observations(ledger: Ledger, pool: str, since: datetime | None = None) -> li
             .group_by(SEEN.c.zone)
         )
         where.append((SEEN.c.at >= since) | SEEN.c.id.in_(before))
-    columns = [column for column in SEEN.c if column.name != "id"]
     with ledger.read() as connection:
-        rows = connection.execute(select(*columns).where(*where).order_by(SEEN.c.at, SEEN.c.id))
+        rows = connection.execute(select(*_COLUMNS).where(*where).order_by(SEEN.c.at, SEEN.c.id))
         return [Observation(**row._mapping) for row in rows]
 
 

@@ -1,10 +1,10 @@
-"""What a scrape reads from the ledger: budgets that run out, and jobs that wait.
+"""What a scrape reads from the ledger: budgets that run out, jobs that wait, zones that are out.
 
     books = read(ledger, settings, now)
     books.remaining["team:support", "day"]      # 0.35: a third of today's budget is left
     books.waits_s["research"]                   # 840.0: its longest waiting job, in seconds
 
-Three small queries. Budgets of single keys are left out: there may be any number of keys, and
+Four small queries. Budgets of single keys are left out: there may be any number of keys, and
 `factory budgets` shows them.
 """
 
@@ -20,6 +20,7 @@ from factory.config import Settings
 from factory.ledger.budgets import status
 from factory.ledger.schema import JOBS
 from factory.ledger.store import Ledger
+from factory.ledger.zones import newest
 
 OPEN = ("waiting", "starting", "running", "stopping")
 """States of a job that has not ended."""
@@ -36,6 +37,8 @@ class Books:
     """By team: the longest wait of a job that only room keeps from starting; 0 without one."""
     jobs: Mapping[str, int] = field(default_factory=dict)
     """Jobs that have not ended, by state."""
+    zones: Mapping[tuple[str, str], bool] = field(default_factory=dict)
+    """Whether a node could be had when last asked, by spot pool and zone."""
 
 
 def read(ledger: Ledger, settings: Settings, now: datetime) -> Books:
@@ -51,10 +54,11 @@ def read(ledger: Ledger, settings: Settings, now: datetime) -> Books:
         for team, waited_s, since in connection.execute(room):
             waited = waited_s + max(0.0, (now - since).total_seconds())
             waits_s[team] = max(waits_s.get(team, 0.0), waited)
+        zones = {(look.pool, look.zone): look.up for look in newest(connection)}
         jobs |= {state: count for state, count in connection.execute(counts)}
     remaining: dict[tuple[str, str], float] = {
         (one.scope, one.window): 1 - one.share
         for one in standings
         if not one.scope.startswith("key:")
     }
-    return Books(remaining=remaining, waits_s=waits_s, jobs=jobs)
+    return Books(remaining=remaining, waits_s=waits_s, jobs=jobs, zones=zones)

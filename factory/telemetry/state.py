@@ -98,6 +98,12 @@ def _books(books: Books) -> Iterator[Metric]:
         ("state",),
         [((state,), count) for state, count in books.jobs.items()],
     )
+    yield _gauge(
+        "factory_spot_zone_up",
+        "Whether a node of a spot zone could be had when last asked.",
+        ("pool", "zone"),
+        books.zones.items(),
+    )
 
 
 def _gauge(

@@ -12,6 +12,7 @@ from factory.cluster.spec import JobSpec
 from factory.config import parse
 from factory.ledger.records import ChargeRecord, RequestRecord
 from factory.ledger.store import open_ledger
+from factory.ledger.zones import Observation, observe
 from factory.telemetry.books import read
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -55,3 +56,8 @@ def test_budgets_shrink_and_jobs_wait(ledger, tmp_path):
     queue.cancel(job.id, NOW)
     queue.retry(job.id, NOW - timedelta(minutes=25))
     assert read(ledger, settings, NOW).waits_s == {"support": 0.0, "research": 25 * 60.0}
+
+    for minutes, up in ((9, True), (4, False)):
+        at = NOW - timedelta(minutes=minutes)
+        observe(ledger, [Observation(at=at, pool="spot", zone="a", up=up, source="test")])
+    assert read(ledger, settings, NOW).zones == {("spot", "a"): False}
