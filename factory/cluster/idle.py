@@ -101,7 +101,7 @@ def observe(
         if job.id in unused:
             continue
         if not job.done and not any(job.id.startswith(name.split()[1]) for name in busy):
-            busy.append(f"{'session' if not job.command else 'job'} {job.id}")
+            busy.append(f"{'session' if job.session else 'job'} {job.id}")
         if job.ended is not None:
             ended = job.ended if ended is None else max(ended, job.ended)
     known = [moment for moment in (request, ended, queued) if moment is not None]

@@ -48,6 +48,8 @@ class Job:
     started: datetime | None
     ended: datetime | None
     exit_code: int | None = None
+    session: bool = False
+    """A driver that joined the cluster (a notebook, a script) and was not submitted."""
 
     @property
     def done(self) -> bool:
@@ -211,6 +213,7 @@ def _job(details: Any) -> Job:
         started=_time(details.start_time),
         ended=_time(details.end_time),
         exit_code=details.driver_exit_code,
+        session=details.submission_id is None,
     )
 
 

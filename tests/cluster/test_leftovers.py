@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from factory.cluster import idle, leftovers, local
 from factory.cluster.leftovers import Thing, check, judge, left_behind, sessions, unused
+from factory.cluster.release import end_driver
 from factory.config import Idle
 from factory.ledger.audit import events
 from factory.ledger.store import open_ledger
@@ -149,3 +154,16 @@ def test_announced_then_stopped_and_a_failure_is_tried_again(
             ("session 2", "0.000000000"),
         ]
         assert len(events(ledger, action="idle.announce")) == 2
+
+
+def test_a_driver_is_ended_unless_its_number_is_somebody_elses() -> None:
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        began = int(time.time() * 1000)
+        assert "another one by now" in end_driver(sleeper.pid, began - 3_600_000)
+        assert sleeper.poll() is None
+        assert end_driver(sleeper.pid, began) == ""
+        assert not psutil.pid_exists(sleeper.pid)
+        assert end_driver(sleeper.pid, began) == ""  # gone is ended
+    finally:
+        sleeper.kill()
