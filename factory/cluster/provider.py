@@ -189,6 +189,8 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc]
             raise NodeLaunchException(trouble, str(error)[:200], None) from error
         with self._lock:
             self._shelf = self._shelf.launched(node_type)
+            # Known at once: should the API fail now, Ray would wait for a node that is there.
+            self._list(name)
         self._tell(name, own, labels)
         return made
 

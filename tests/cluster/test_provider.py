@@ -172,6 +172,14 @@ def test_a_cloud_that_fails_for_ever_does_not_stop_the_others(
     assert Cloud.clouds["home"].ended == ["home-0"]
 
 
+def test_a_node_is_known_though_the_api_fails_right_after_its_launch(
+    made: HybridNodeProvider,
+) -> None:
+    launch(made, "spot")
+    Cloud.clouds["aws"].broken = True
+    assert made.non_terminated_nodes({"ray-user-node-type": "spot"}) == ["aws-0"]
+
+
 def test_a_node_back_from_the_dead_is_ended_again_and_never_counted(
     made: HybridNodeProvider, clock: Clock
 ) -> None:
