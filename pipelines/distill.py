@@ -48,7 +48,7 @@ from factory.training.merge import merge
 from factory.training.run import RunFolder
 from factory.training.teaching import shared_vocabulary
 from factory.training.tracking import Tracked
-from factory.training.train import Task, launch
+from factory.training.train import Task, free_cpus, launch
 from factory.training.watch import Bar, Watch
 from pipelines.closing import GOES_ON, closed
 from pipelines.finetune import (
@@ -315,7 +315,7 @@ def _train(
     decided = [config.fingerprint(), *made_from]
     with ray_cluster():
         resources = ray.available_resources()
-        cpus = share_of_cpus(config, resources.get("CPU", 1))
+        cpus = share_of_cpus(config, free_cpus())
         task = Task(
             config=config.model_dump(mode="json"),
             model=str(start.path),

@@ -46,7 +46,7 @@ from factory.training.errors import TrainingError
 from factory.training.loop import Summary
 from factory.training.run import RunFolder
 from factory.training.tracking import Tracked
-from factory.training.train import Task, launch, load_data
+from factory.training.train import Task, free_cpus, launch, load_data
 from factory.training.watch import Bar, Watch
 from pipelines.closing import GOES_ON, closed
 
@@ -151,9 +151,17 @@ def ray_cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def share_of_cpus(config: TrainConfig, free: float) -> int:
-    """CPU cores of one worker: as configured, else an equal share of what is free, at least 1."""
-    return config.cpus_per_worker or max(1, int(free) // config.most_workers)
+def share_of_cpus(config: TrainConfig, free: Sequence[float]) -> int:
+    """CPU cores of one worker: as configured, else the most with which all workers find room.
+
+    `free` are the CPUs of each node that may have them; at least 1.
+    """
+    if config.cpus_per_worker:
+        return config.cpus_per_worker
+    for cpus in range(int(max(free, default=1)), 1, -1):
+        if sum(int(node) // cpus for node in free) >= config.most_workers:
+            return cpus
+    return 1
 
 
 def run_name(adapter: str, now: datetime) -> str:
@@ -326,7 +334,7 @@ def _train(job: Job, tracked: Tracked, say: Say) -> Summary:
 
     with ray_cluster():
         resources = ray.available_resources()
-        cpus = share_of_cpus(job.config, resources.get("CPU", 1))
+        cpus = share_of_cpus(job.config, free_cpus())
         gpu = resources.get("GPU", 0) >= job.config.most_workers
         seen = max((point["step"] for point in job.run.points()), default=0)
         with Watch(job.run, [Bar(sys.stderr), tracked], after=seen):

@@ -249,6 +249,15 @@ def choose_workers(config: TrainConfig, cpus: int, free: Sequence[float]) -> int
     return min(config.most_workers, max(config.least_workers, room))
 
 
+def free_cpus() -> list[float]:
+    """CPUs that are free on each living node that may have a worker; Ray must be initialised."""
+    import ray
+
+    wanted = (label_selector(os.environ) or {}).items()
+    fitting = {node["NodeID"] for node in ray.nodes() if wanted <= node["Labels"].items()}
+    return [free for node, free in _free().items() if node in fitting]
+
+
 def _free() -> dict[str, float]:
     """CPUs that are free on each living node."""
     from ray._private.state import available_resources_per_node

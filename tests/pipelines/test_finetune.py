@@ -273,9 +273,20 @@ def test_flags_take_both_spellings_and_the_default_config_is_complete() -> None:
 
 
 @pytest.mark.parametrize(
-    ("free", "workers", "share"), [(2.0, 1, 2), (2.0, 2, 1), (1.0, 2, 1), (0.0, 1, 1), (7.5, 2, 3)]
+    ("free", "workers", "share"),
+    [
+        ([2.0], 1, 2),
+        ([2.0], 2, 1),
+        ([1.0], 2, 1),
+        ([0.0], 1, 1),
+        ([], 1, 1),
+        ([7.5], 2, 3),
+        ([1.0, 1.0, 1.0], 1, 1),  # a worker is on one node
+        ([8.0, 4.0], 2, 4),
+        ([8.0, 2.0], 3, 2),
+    ],
 )
-def test_workers_share_what_is_free(free: float, workers: int, share: int) -> None:
+def test_workers_share_what_is_free(free: list[float], workers: int, share: int) -> None:
     assert finetune.share_of_cpus(TrainConfig(num_workers=workers), free) == share
     assert finetune.share_of_cpus(TrainConfig(cpus_per_worker=4), free) == 4
 
