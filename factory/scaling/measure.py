@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 """Requests that run together, for the cost of a running request."""
+DEEP, DEEP_BATCHES = 400, (4, 12)
+"""Words of long prompts, and how many of them run together, for the cost of their context."""
 ANSWER = 48
 """Tokens of an answer while batches are measured."""
 SHORT = 48
@@ -80,6 +82,9 @@ async def measure(
         for running in batches:
             progress(f"{running} requests together")
             samples.append(await _together(client, model, running, SHORT, ANSWER, words))
+        for running in DEEP_BATCHES if max_model_len >= DEEP * 2 + ANSWER else ():
+            progress(f"{running} requests of {DEEP} words together")
+            samples.append(await _together(client, model, running, DEEP, ANSWER, words))
     except openai.OpenAIError as error:
         raise ScalingError(f"the engine of '{model}' does not answer: {error}") from error
     return samples
@@ -97,18 +102,20 @@ async def _together(
     prompts = [" ".join(words.choices(WORDS, k=length)) for _ in range(running)]
     begun = time.perf_counter()
     answers = await asyncio.gather(*(_stream(client, model, one, answer) for one in prompts))
-    firsts = [times[0] - begun for times, _ in answers]
-    everybody = max(times[0] for times, _ in answers)
+    firsts = [times[0] - begun for times, _, _ in answers]
+    everybody = max(times[0] for times, _, _ in answers)
+    earliest = min(times[-1] for times, _, _ in answers)
     gaps = [
-        later - earlier
-        for times, _ in answers
+        # A piece of a stream may hold several tokens.
+        (later - earlier) * len(times) / tokens
+        for times, _, tokens in answers
         for earlier, later in pairwise(times)
-        if earlier >= everybody
+        if earlier >= everybody and later <= earliest
     ]
     return Sample(
         running=running,
-        prompt=median(tokens for _, tokens in answers),
-        generated=median(len(times) for times, _ in answers),
+        prompt=median(prompt for _, prompt, _ in answers),
+        generated=median(tokens for _, _, tokens in answers),
         ttft_s=median(firsts),
         inter_token_s=sum(gaps) / len(gaps) if gaps else 0.0,
     )
@@ -116,23 +123,25 @@ async def _together(
 
 async def _stream(
     client: AsyncOpenAI, model: str, prompt: str, answer: int
-) -> tuple[list[float], int]:
-    """When each piece of the answer came, and the tokens of the prompt."""
+) -> tuple[list[float], int, int]:
+    """When each piece of the answer came, and the tokens of the prompt and of the answer."""
     ask: dict[str, Any] = {
         "model": model,
-        "messages": [{"role": "user", "content": f"Continue this list of words: {prompt}"}],
+        "messages": [
+            {"role": "user", "content": f"Write a long story in which these words occur: {prompt}"}
+        ],
         "max_tokens": answer,
         "temperature": 1.0,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     times: list[float] = []
-    tokens = 0
+    tokens, generated = 0, 0
     async for chunk in await client.chat.completions.create(**ask):
         if chunk.choices and chunk.choices[0].delta.content:
             times.append(time.perf_counter())
         if chunk.usage is not None:
-            tokens = chunk.usage.prompt_tokens
+            tokens, generated = chunk.usage.prompt_tokens, chunk.usage.completion_tokens
     if not times:
         raise ScalingError(f"'{model}' answered nothing; measure a model that generates text")
-    return times, tokens
+    return times, tokens, max(generated, len(times))
