@@ -48,7 +48,9 @@ gateway: {{port: 0}}
 IDLE_S = 15
 """After so many seconds without a request the engine may go."""
 TRAFFIC_S = 12.0
-"""Seconds of traffic before and after."""
+"""Seconds of traffic before it sleeps."""
+AGAIN_S = 32.0
+"""Seconds of traffic that wakes it, and goes on."""
 ASLEEP_S = 8.0
 """Seconds that it is left asleep."""
 PATIENCE_S = 120.0
@@ -82,10 +84,10 @@ class Cycle:
 class Watching:
     """Looks at the line from outside, as long as the block lasts."""
 
-    def __init__(self, cluster: int, url: str, begun: float) -> None:
+    def __init__(self, cluster: int, url: str) -> None:
         """`cluster` is the process id of the cluster's head."""
-        self.cycle = Cycle()
-        self._head, self._url, self.begun = psutil.Process(cluster), url, begun
+        self._head, self._url = psutil.Process(cluster), url
+        self.restart()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
@@ -96,6 +98,10 @@ class Watching:
     def __exit__(self, *failure: object) -> None:
         self._over.set()
         self._thread.join()
+
+    def restart(self) -> None:
+        """Forget what was seen, and begin at 0."""
+        self.cycle, self.begun = Cycle(), time.monotonic()
 
     def until(self, condition: Callable[[Look], bool]) -> None:
         """Return when the newest look fulfils it. Raises `RuntimeError` when it never does."""
@@ -109,6 +115,7 @@ class Watching:
         from ray import serve
 
         while not self._over.wait(EVERY_S):
+            cycle, begun = self.cycle, self.begun
             asleep = httpx.get(f"{self._url}/readyz", timeout=30).json()["asleep"]
             running = sum(
                 one.replica_states.get("RUNNING", 0)
@@ -117,8 +124,7 @@ class Watching:
                 for one in application.deployments.values()
             )
             memory = sum(map(_memory, self._head.children(recursive=True)))
-            at = time.monotonic() - self.begun
-            self.cycle.looks.append(Look(at, 0 if asleep else running, memory))
+            cycle.looks.append(Look(time.monotonic() - begun, 0 if asleep else running, memory))
 
 
 def _memory(process: psutil.Process) -> float:
@@ -129,30 +135,33 @@ def _memory(process: psutil.Process) -> float:
         return 0
 
 
+def ask(url: str, key: str) -> int:
+    """Ask something new; the HTTP status, once there is an answer."""
+    text = f"{time.time_ns()}: tell me about the sea."
+    body = {
+        "model": "lab",
+        "max_tokens": TOKENS,
+        "messages": [{"role": "user", "content": text}],
+    }
+    headers = {"Authorization": f"Bearer {key}"}
+    route = f"{url}/v1/chat/completions"
+    return httpx.post(route, headers=headers, json=body, timeout=PATIENCE_S).status_code
+
+
 def traffic(url: str, key: str, watching: Watching, seconds: float) -> None:
     """Ask something new every second, whether or not the last was answered."""
     cycle, begun = watching.cycle, watching.begun
-    headers = {"Authorization": f"Bearer {key}"}
 
-    def ask(client: httpx.Client) -> None:
+    def note() -> None:
         at = time.monotonic()
-        text = f"{time.time_ns()}: tell me about the sea."
-        body = {
-            "model": "lab",
-            "max_tokens": TOKENS,
-            "messages": [{"role": "user", "content": text}],
-        }
-        reply = client.post("/v1/chat/completions", json=body)
-        cycle.answers.append((at - begun, time.monotonic() - at, reply.status_code))
+        status = ask(url, key)
+        cycle.answers.append((at - begun, time.monotonic() - at, status))
 
-    with (
-        httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_S) as client,
-        ThreadPoolExecutor(64) as pool,
-    ):
+    with ThreadPoolExecutor(64) as pool:
         asked: list[Future[None]] = []
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            asked.append(pool.submit(ask, client))
+            asked.append(pool.submit(note))
             time.sleep(1.0)
         for one in asked:
             one.result()
@@ -173,19 +182,20 @@ def run(folder: Path, standby: bool) -> Cycle:
         cluster = require(factory.settings)
         with (
             attached(factory, file),
-            Watching(cluster.pid, url, time.monotonic()) as watching,
+            Watching(cluster.pid, url) as watching,
         ):
             say("traffic")
+            ask(url, key)
+            watching.restart()
             traffic(url, key, watching, TRAFFIC_S)
             say("silence")
             watching.until(lambda look: look.awake == 0)
             time.sleep(ASLEEP_S)
             say("traffic again")
-            traffic(url, key, watching, TRAFFIC_S)
-            watching.until(lambda look: look.awake == 1)
+            traffic(url, key, watching, AGAIN_S)
             say("silence again")
             watching.until(lambda look: look.awake == 0)
-            time.sleep(2.0)
+            time.sleep(ASLEEP_S)
         return watching.cycle
     finally:
         factory.down()
@@ -211,7 +221,7 @@ def figures(cycle: Cycle) -> dict[str, Any]:
         "idle_to_zero_s": round(float(at[slept] - max(before)), 1),
         "replica_s": round(float((awake * spans).sum()), 1),
         "always_on_replica_s": round(float(spans.sum()), 1),
-        "asleep_memory_mb": round(float(np.median(memory[awake == 0])) / 1e6),
+        "asleep_memory_mb": round(float(memory[awake == 0].min()) / 1e6),
         "awake_memory_mb": round(float(np.median(memory[awake > 0])) / 1e6),
     }
 

@@ -98,19 +98,19 @@ def test_a_deployment_wakes_grows_and_sleeps_again(ray_cluster: None) -> None:
 
 @pytest.mark.ray
 def test_a_busy_internal_deployment_gives_back_what_production_needs(ray_cluster: None) -> None:
-    def app(class_: EndpointClass) -> serve.Application:
+    def app(class_: EndpointClass, initial: int) -> serve.Application:
         share = Share(budget=2, unit=1, resource="places", class_=class_)
         deployment = serve.deployment(Answerer).options(
             ray_actor_options={"num_cpus": 0},
             max_ongoing_requests=4,
             graceful_shutdown_wait_loop_s=0.1,
-            **autoscaled(replace(TARGET, idle_after_s=60), 0, share),
+            **autoscaled(replace(TARGET, idle_after_s=60), initial, share),
         )
         return deployment.bind()
 
     apps = [
-        serve.RunTarget(app("internal"), "noisy", route_prefix=None),
-        serve.RunTarget(app("production"), "shop", route_prefix=None),
+        serve.RunTarget(app("internal", 2), "noisy", route_prefix=None),
+        serve.RunTarget(app("production", 0), "shop", route_prefix=None),
     ]
     noisy, shop = serve.run_many(apps)
     over = threading.Event()
@@ -132,8 +132,8 @@ def test_a_busy_internal_deployment_gives_back_what_production_needs(ray_cluster
         finally:
             over.set()
     assert not any(one.exception() for one in asking), "the flood was answered, only slower"
-    serve.delete("noisy")
-    serve.delete("shop")
+    serve.delete("noisy", _blocking=False)
+    serve.delete("shop", _blocking=False)
 
 
 def context(**changes: Any) -> SimpleNamespace:
