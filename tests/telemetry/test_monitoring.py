@@ -65,6 +65,7 @@ def shown() -> dict[str, set[str]]:
         charges=[charge],
     )
     traffic.first_token("helpdesk", 1, 0.05)
+    traffic.searched("search", 0.01)
     state = State(
         waiting={"production": 1},
         asleep={"small": True},
