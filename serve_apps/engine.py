@@ -44,6 +44,11 @@ WARM_UP: dict[str, Any] = {
 """The first request of a replica, which pays for everything that vLLM initialises lazily."""
 
 
+MOST_NAPS = 12
+"""Times that a standby falls asleep before another takes over: vLLM's registries keep about 40 MB
+of each model that was unloaded."""
+
+
 class TierEngine:
     """The replica: `ray.serve.llm`'s server in plain dictionaries of OpenAI's shape.
 
@@ -66,7 +71,7 @@ class TierEngine:
         self._adapters: dict[str, str] = {}
         self._server: FactoryLLMServer | None = None
         self._starting = asyncio.Lock()
-        self._ongoing = 0
+        self._ongoing = self._naps = 0
         self._used = time.monotonic()
         self._times: dict[str, float] = {}
         begun = time.perf_counter()
@@ -147,6 +152,7 @@ class TierEngine:
                     server.stop()
                     del server
                     lean.release()
+                    self._naps += 1
             self._used = time.monotonic()
 
     async def wake(self) -> bool:
@@ -241,9 +247,14 @@ class TierEngine:
         return self._stats.signals().stats()
 
     async def check_health(self) -> None:
-        """Raise when the engine is dead; Serve then replaces the replica."""
+        """Raise when the engine is dead, or a standby has slept often; Serve then replaces it.
+
+        A standby that is needed goes on: Serve asks three times, ten seconds apart, before it acts.
+        """
         if self._server is not None:
             await self._server.check_health()
+        elif self._naps >= MOST_NAPS and not self._ongoing and not self._starting.locked():
+            raise RuntimeError(f"this standby has slept {self._naps} times; a new one takes over")
 
     def _request(self, body: dict[str, Any], route: Route) -> Any:
         """vLLM's own request, for the adapter that `body` names or else the loaded model.
