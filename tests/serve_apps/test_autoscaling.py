@@ -132,8 +132,9 @@ def test_a_busy_internal_deployment_gives_back_what_production_needs(ray_cluster
         finally:
             over.set()
     assert not any(one.exception() for one in asking), "the flood was answered, only slower"
-    serve.delete("noisy", _blocking=False)
-    serve.delete("shop", _blocking=False)
+    for name, handle in (("noisy", noisy), ("shop", shop)):
+        handle.shutdown()
+        serve.delete(name, _blocking=False)
 
 
 def context(**changes: Any) -> SimpleNamespace:
