@@ -2,11 +2,10 @@
 
     ranks = Ranks.fit(np.stack([form_of(text) for text in texts]))
     seen = view(text, embedding, static=256, ranks=ranks)
-    seen.rows["words"]; seen.vector; seen.ranks; seen.form
+    seen.rows["words"]; seen.vector; seen.deep; seen.ranks; seen.form
 
-Four views: hashed n-grams, a vector (a neural encoder's where there is one, else the static
-embedding), the ranks of what can be counted in the text, and the counts themselves beside the chief
-directions of the vectors, for trees.
+Hashed n-grams, the static embedding, a neural encoder's vector where there is one, the ranks of
+what can be counted in the text, and the counts themselves beside the vectors, for trees.
 """
 
 from __future__ import annotations
@@ -72,7 +71,9 @@ class View:
     rows: Mapping[str, Row]
     """Hashed n-grams by member; empty for a router without texts."""
     vector: Floats
-    """What the kernel and the neighbours compare."""
+    """The static embedding."""
+    deep: Floats
+    """An encoder's vector; empty for a router without one."""
     ranks: Floats | None
     """(columns,); None for a router without texts."""
     form: Floats
@@ -92,13 +93,12 @@ def view(text: str | None, vector: Floats, static: int, ranks: Ranks | None) -> 
     """
     vector = vector.astype(np.float32, copy=False)
     first, rest = vector[:static], vector[static:]
-    compared = rest if len(rest) else first
     if ranks is None:
-        return View({}, compared, None, np.concatenate([first[:CHIEF], rest]))
+        return View({}, first, rest, None, np.concatenate([first[:CHIEF], rest]))
     if text is None:
         raise RoutingError("this router was fitted on texts and needs the prompt's text")
     text = clip(text)
     small, counts = text.lower(), np.concatenate([surface(text), choices(text)])
     rows = {"words": words(small), "characters": characters(small)}
     form = np.concatenate([counts, first[:CHIEF], rest])
-    return View(rows, compared, ranks.of(counts), form)
+    return View(rows, first, rest, ranks.of(counts), form)

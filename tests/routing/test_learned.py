@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.catalog.objects import ObjectStore
@@ -143,7 +143,7 @@ def test_one_that_sees_more_teaches_one_that_sees_less(embedder, knowing, world)
     lesson = fitted.teach(table, embedder, knowing, 0, lambda _: None)
     router, held = fitted.train(table, embedder, 0, lambda _: None, lesson.hints)
     plain, _ = fitted.train(table, embedder, 0, lambda _: None)
-    assert "with hints" in router.meta.reasons[0]
+    assert "as hinted" in router.meta.reasons[0]
     assert router.meta.dimensions == plain.meta.dimensions
     truth = np.where(knowing.encode(unseen.prompts)[:, 0] > 0, 0.7 - 0.25, 0.93 - 0.9)
     errors = []
@@ -156,12 +156,20 @@ def test_one_that_sees_more_teaches_one_that_sees_less(embedder, knowing, world)
     assert deep.spread > 0
 
 
+def test_hints_that_are_no_better_are_left_out(table, embedder, router):
+    noise = np.random.default_rng(0).random(table.good.shape, np.float32)
+    again = fit(table, embedder, seed=0, hints=noise)
+    assert "left out" in again.meta.reasons[0]
+    np.testing.assert_array_equal(again.members["kernel"].coef, router.members["kernel"].coef)
+
+
 def test_hints_stand_beside_labels():
     good = np.array([[1, 0], [np.nan, 1]], np.float32)
     hints = np.array([[0.5, np.nan], [0.5, 0.5]], np.float32)
     np.testing.assert_allclose(hinted(good, hints), [[0.6, 0], [np.nan, 0.6]], rtol=1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=60), st.floats(-6, 6, width=32))
 def test_ranks_are_in_order_and_bounded(counts, value):
     column = np.array(counts, np.float32)[:, None]
