@@ -85,6 +85,8 @@ COLUMNS: dict[str, Kind] = {
 Row = dict[str, Any]
 ISSUER = "budget-ai-factory"
 _ZERO = Decimal(0)
+_AT_ONCE = 5_000
+"""Rows that are in memory at a time: a ledger may hold millions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ def _requests(
         .where(*within(since, until))
         .order_by(REQUESTS.c.created_at, CHARGES.c.request_id, CHARGES.c.seq)
     )
-    charges = connection.execute(query)
+    charges = connection.execute(query.execution_options(yield_per=_AT_ONCE))
     if period == "charge":
         for each in charges:
             end = each.created_at + timedelta(milliseconds=max(1.0, each.latency_ms))
@@ -242,7 +244,7 @@ def _jobs(
         .where(*_between(JOB_CHARGES.c.since, since, until))
         .order_by(JOB_CHARGES.c.since, JOB_CHARGES.c.job_id)
     )
-    charges = connection.execute(query)
+    charges = connection.execute(query.execution_options(yield_per=_AT_ONCE))
     for start, of_period in groupby(
         charges, lambda each: each.since if period == "charge" else floor(each.since, period)
     ):

@@ -176,7 +176,7 @@ def usage(ledger: Ledger, since: datetime | None = None, until: datetime | None 
 def spans(connection: Connection, *where: ColumnElement[bool]) -> Iterator[NodeSpan]:
     """What was counted under these conditions, in the order of its beginning."""
     query = select(NODE_HOURS).where(*where).order_by(NODE_HOURS.c.starts_at)
-    for row in connection.execute(query):
+    for row in connection.execute(query.execution_options(yield_per=5_000)):
         values = {k: v for k, v in row._asdict().items() if k not in {"holds", "id"}}
         yield NodeSpan(**values, holds=tuple(Hold(**hold) for hold in row.holds))
 
