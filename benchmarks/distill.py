@@ -35,6 +35,7 @@ from factory.evaluation.results import EvaluationError
 from factory.evaluation.suite import Suite, SuiteError, read
 from factory.evaluation.transformers_answerer import TransformersAnswerer
 from factory.registry.versions import WEIGHTS
+from factory.training import dataset
 from factory.training.config import TrainConfig, check_as, load, load_as
 from factory.training.dataset import DatasetError
 from factory.training.distill import DistillConfig
@@ -91,9 +92,10 @@ def measure(
     store = ObjectStore(settings.objects)
     say("pulling the base and building the pilot's data")
     base = pull(settings, MODEL, store)
-    _, stored = helpdesk.build(store, seed=SEED)
+    data, stored = helpdesk.build(store, seed=SEED)
     helpdesk.build_prompts(store, seed=SEED)
     suite = read(stored.path)
+    chosen_by = helpdesk.suite(dataset.read(data.path)["validation"], helpdesk.LABELS)
     teacher = tuned_teacher(settings, store, base, teacher_steps)
     changes: dict[str, Any] = {} if steps is None else {"max_steps": steps}
     student = made(settings, store, STUDENT, {"teacher": str(teacher.path), **changes})
@@ -103,12 +105,17 @@ def measure(
         REFERENCE,
         {"teacher": MODEL, "prompts": None, "distillation": "sequence", **changes},
     )
-    scores = {
-        who: judged(suite, store, who, item)
-        for who, item in ((TEACHER, teacher), (STUDENT, student), (REFERENCE, reference))
-    }
+    made_here = {TEACHER: teacher, STUDENT: student, REFERENCE: reference}
+    scores = {who: judged(suite, store, who, item) for who, item in made_here.items()}
     speed = engines(suite, teacher.path, student.path, rounds)
-    return {**quality(scores), **sizes(base, student), **speed, "n_test": len(suite.cases)}
+    before = {who: judged(chosen_by, store, who, item) for who, item in made_here.items()}
+    return {
+        **quality(scores),
+        **sizes(base, student),
+        **speed,
+        "n_test": len(suite.cases),
+        "validation": {**quality(before), "n": len(chosen_by.cases)},
+    }
 
 
 def tuned_teacher(settings: Settings, store: ObjectStore, base: Object, steps: int) -> Object:

@@ -47,8 +47,10 @@ LABELS = (
 # fmt: on
 MASK = "___"
 MAX_WORDS = 32
-STRIDE = 24
+STRIDE = 16
 """Words between the beginnings of two questions cut from one description."""
+MOST_WORDS = 144
+"""Words of one description after which no further question begins."""
 MIN_WORDS = 4
 """A description with fewer words left after masking says too little to be judged."""
 
@@ -95,8 +97,11 @@ def describe(member: Member) -> str | None:
     """The masked description shown to the model, or None when too little is left of it."""
     text = f"{member.doc} {member.context}"
     words = mask(text, member.label, member.name).split()[:MAX_WORDS]
-    telling = [word for word in words if re.search(r"[^\W\d_]{2}", word)]
-    return " ".join(words) if len(telling) >= MIN_WORDS else None
+    return " ".join(words) if _telling(words) else None
+
+
+def _telling(words: Sequence[str]) -> bool:
+    return sum(1 for word in words if re.search(r"[^\W\d_]{2}", word)) >= MIN_WORDS
 
 
 def system_prompt(labels: Sequence[str]) -> str:
@@ -208,25 +213,30 @@ def questions(
 ) -> list[dict[str, Any]]:
     """Questions of the task's form without an answer, as a running help desk would log them.
 
-    They are later words of the train split's own descriptions; nothing that another split's
-    examples say is among them. Rows of `messages` and `id`.
+    They are later words of the train split's own descriptions, and all words of members that are
+    in no split, private ones above all. What belongs to a function or class that another split
+    judges by is left out, and what any split says in the same words. Rows of `messages` and `id`.
     """
     train = {example.id for example in split["train"]}
+    judged = {one.group for name, part in split.items() if name != "train" for one in part}
     seen = {normal(one.messages[1].content) for part in split.values() for one in part}
-    rows: list[dict[str, Any]] = []
-
-    def add(name: str, text: str) -> None:
-        if (key := normal(text)) not in seen:
-            seen.add(key)
-            rows.append({"id": name, "messages": prompt(text, labels)})
-
+    rows: dict[str, dict[str, Any]] = {}
     for member in members:
-        if member.name not in train:
+        if member.group in judged:
             continue
-        words = mask(f"{member.doc} {member.context}", member.label, member.name).split()
-        for start in range(STRIDE, min(len(words) - MAX_WORDS // 2, 6 * STRIDE), STRIDE):
-            add(f"{member.name}+{start}", " ".join(words[start : start + MAX_WORDS]))
-    return rows
+        said = f"{member.doc} {member.context}".split()[: MOST_WORDS + MAX_WORDS]
+        words = mask(" ".join(said), member.label, member.name).split()
+        begin = STRIDE if member.name in train else 0
+        end = max(begin + 1, min(len(words) - MAX_WORDS // 2, MOST_WORDS))
+        for start in range(begin, end, STRIDE):
+            part = words[start : start + MAX_WORDS]
+            name, text = f"{member.name}+{start}", " ".join(part)
+            key = normal(text)
+            if key in seen or name in rows or not _telling(part):
+                continue
+            seen.add(key)
+            rows[name] = {"id": name, "messages": prompt(text, labels)}
+    return list(rows.values())
 
 
 def build_prompts(store: ObjectStore, labels: Sequence[str] = LABELS, seed: int = 7) -> Object:
@@ -236,10 +246,11 @@ def build_prompts(store: ObjectStore, labels: Sequence[str] = LABELS, seed: int 
     """
     try:
         found, _ = collect(labels)
+        inside, _ = collect(labels, inside=True)
     except DocsError as error:
         raise DatasetError(str(error)) from error
     split = split_by_group(examples(found, labels), seed)
-    rows = questions(split, found, labels)
+    rows = questions(split, inside, labels)
     text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
 
     def fill(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
     python -I -S pipelines/stdlib_docs.py json os       # one JSON document on standard output
     members, skipped = collect(("json", "os"))          # the same, from another process
+    members, skipped = collect(("json",), inside=True)  # private members as well
 
 Imports nothing but the standard library and runs in an interpreter of its own: whatever else a
 process has imported may have changed the modules that are read here.
@@ -26,6 +27,7 @@ from types import ModuleType
 from typing import Any
 
 _SKIPPED = re.compile(r"(^|\.)(__main__|test|tests|.*win32.*|.*windows.*)(\.|$)")
+INSIDE = "--inside"
 _NATIVE = {"os": ("posix", "nt"), "datetime": ("_datetime",)}
 
 
@@ -45,13 +47,14 @@ class Member:
     """What the class of a method is for; follows the method's own words where there is room."""
 
 
-def collect(labels: Sequence[str]) -> tuple[list[Member], list[str]]:
+def collect(labels: Sequence[str], inside: bool = False) -> tuple[list[Member], list[str]]:
     """Members of all these modules, and the names of submodules that were left out.
 
+    With `inside` also those whose names begin with an underscore.
     Raises `DocsError` when this Python has no such module.
     """
     done = subprocess.run(
-        [sys.executable, "-I", "-S", __file__, *labels],
+        [sys.executable, "-I", "-S", __file__, *([INSIDE] if inside else []), *labels],
         capture_output=True,
         text=True,
         check=False,
@@ -96,12 +99,16 @@ def _submodules(name: str, skipped: list[str]) -> Iterator[ModuleType]:
         yield from _submodules(info.name, skipped)
 
 
-def members(label: str, skipped: list[str]) -> Iterator[Member]:
-    """The documented public members of a module and its submodules, each once."""
+def members(label: str, skipped: list[str], inside: bool = False) -> Iterator[Member]:
+    """The documented public members of a module and its submodules, each once.
+
+    With `inside` also those whose names begin with an underscore.
+    """
+    hidden = "__" if inside else "_"
     seen: set[int] = set()
     for module in modules(label, skipped):
         for name, item in sorted(vars(module).items()):
-            if name.startswith("_") or id(item) in seen or not callable(item):
+            if name.startswith(hidden) or id(item) in seen or not callable(item):
                 continue
             home = str(getattr(item, "__module__", ""))
             if not _belongs(home, label):
@@ -112,7 +119,7 @@ def members(label: str, skipped: list[str]) -> Iterator[Member]:
             if inspect.isclass(item):
                 about = _first_paragraph(item)
                 for key, value in sorted(vars(item).items()):
-                    if not key.startswith("_") and _describes_itself(value):
+                    if not key.startswith(hidden) and _describes_itself(value):
                         yield from _documented(label, group, f"{group}.{key}", value, about)
 
 
@@ -153,9 +160,14 @@ def _quiet() -> Iterator[None]:
 
 def main(labels: Sequence[str]) -> int:
     """Print what `collect` reads."""
-    skipped: list[str] = []
+    inside, skipped = INSIDE in labels, list[str]()
     try:
-        found = [asdict(member) for label in labels for member in members(label, skipped)]
+        found = [
+            asdict(member)
+            for label in labels
+            if label != INSIDE
+            for member in members(label, skipped, inside)
+        ]
     except DocsError as error:
         print(error, file=sys.stderr)
         return 1

@@ -14,8 +14,9 @@ from factory.catalog.objects import Object, ObjectStore
 from factory.evaluation import suite
 from factory.training import dataset
 from factory.training.dataset import DatasetError
+from factory.training.prompts import read_prompts
 from pipelines import helpdesk
-from pipelines.stdlib_docs import Member
+from pipelines.stdlib_docs import Member, collect
 
 NAMES = st.from_regex(r"[A-Za-z][a-zA-Z]{0,8}(_[a-z]{1,6})?", fullmatch=True)
 TEXTS = st.lists(
@@ -161,18 +162,47 @@ def test_unlabelled_questions_share_nothing_with_the_judging_splits(tmp_path: Pa
     data, _ = helpdesk.build(store, ("json", "decimal"))
     split = dataset.read(data.path)
     repeated = split["test"][0].messages[1].content
+    long = "words follow each other here " * 12
     members = [
-        Member(one.label or "", one.group, one.id, "later " * 40 + "words that follow it here")
+        Member(one.label or "", one.group, one.id, long + one.id)
         for one in split["train"] + split["test"]
     ]
-    first = split["train"][0]
+    first, judged = split["train"][0], split["test"][0]
     hidden = Member(first.label or "", first.group, first.id, "word " * helpdesk.STRIDE + repeated)
-    rows = helpdesk.questions(split, [*members, hidden], ("json", "decimal"))
+    within = Member("json", judged.group, f"{judged.group}._in", f"inside what is judged {long}")
+    beside = Member("json", "json.Quiet", "json.Quiet._inner", f"said only to maintainers {long}")
+    passing = Member("json", "json.Quiet", "json.Quiet._pass", "too little: ___ ___")
+    rows = helpdesk.questions(
+        split, [*members, hidden, within, beside, passing], ("json", "decimal")
+    )
     named = {row["id"].split("+")[0] for row in rows}
-    assert named
+    assert named & {one.id for one in split["train"]}
     assert named & {one.id for one in split["test"]} == set()
+    assert {within.name, passing.name} & named == set()
+    assert f"{beside.name}+0" in {row["id"] for row in rows}
     texts = [helpdesk.normal(row["messages"][1]["content"]) for row in rows]
     assert len(set(texts)) == len(texts)
-    judged = {helpdesk.normal(one.messages[1].content) for one in split["test"]}
-    assert judged.isdisjoint(texts)
+    asked = {helpdesk.normal(one.messages[1].content) for one in split["test"]}
+    assert asked.isdisjoint(texts)
     assert all(row["messages"][-1]["role"] == "user" for row in rows)
+
+
+def test_private_members_are_found_on_demand() -> None:
+    public, _ = collect(("mailbox",))
+    inside, _ = collect(("mailbox",), inside=True)
+    more = {one.name for one in inside} - {one.name for one in public}
+    assert {one.name for one in public} < {one.name for one in inside}
+    assert more
+    assert all("._" in name and ".__" not in name for name in more)
+
+
+def test_stored_questions_ask_nothing_of_what_a_suite_judges(tmp_path: Path) -> None:
+    labels = ("json", "urllib")
+    store = ObjectStore(tmp_path)
+    split = dataset.read(helpdesk.build(store, labels)[0].path)
+    found = read_prompts(helpdesk.build_prompts(store, labels).path)
+    judged = {one.group for name in ("validation", "test") for one in split[name]}
+    owners = {re.split(r"[+]", one.id)[0] for one in found}
+    assert len(found) > len(split["train"])
+    assert not owners & judged
+    assert not any(owner.startswith(f"{group}.") for owner in owners for group in judged)
