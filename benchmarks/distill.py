@@ -2,23 +2,30 @@
 
     python -m benchmarks.distill [--home .benchmarks/distill] [--steps N] [--rounds N] [--plot FILE]
 
-On the pilot's task, judged by the factory's own suite: the teacher is tuned as `make demo` tunes
-it, for longer; the student has a third of its layers and learns from it, from the data and from
+On the pilot's task, judged by the factory's own suite: the teacher is the base tuned whole on the
+data; the student has its lowest third of the layers and learns from it, from the data and from
 unlabelled prompts; the reference is a student of the same shape, cut from the untuned base, that
 sees the data's own answers for as many steps of as many examples. Then teacher and student answer
-the suite's questions in vLLM, in turns. Everything lands under `--home` and is found again, so a
-run that was interrupted goes on where it stopped; a new home measures anew.
+the suite's questions in vLLM, in turns. Arguments were chosen by the validation split, which is
+judged as well. Everything lands under `--home` and is found again, so a run that was interrupted
+goes on where it stopped; a new home measures anew.
 
-Takes about twenty minutes on two idle cores.
+The reference trains on half of the cores while teacher and student use the others: models of this
+size gain next to nothing from a second core. Takes about twenty minutes on two idle ones.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,18 +43,23 @@ from factory.evaluation.suite import Suite, SuiteError, read
 from factory.evaluation.transformers_answerer import TransformersAnswerer
 from factory.registry.versions import WEIGHTS
 from factory.training import dataset
-from factory.training.config import TrainConfig, check_as, load, load_as
+from factory.training.config import check_as, load_as
 from factory.training.dataset import DatasetError
 from factory.training.distill import DistillConfig
 from factory.training.errors import TrainingError
-from factory.training.merge import merge
-from pipelines import distill, finetune, helpdesk
+from pipelines import distill, helpdesk
 from pipelines.engine_speed import EngineProcess
 
 MODEL, SEED = "smollm2-135m", 7
-TEACHER_STEPS = 440
-"""Twice the demo's: a teacher must know more than its student would find out without it."""
 TEACHER, STUDENT, REFERENCE = "teacher", "student", "student-without-teacher"
+LABELS_ALONE = {"teacher": MODEL, "prompts": None, "distillation": "sequence"}
+"""Learning what the data says, from the base's own layers, every weight but the embeddings."""
+STEPS = 500
+"""Of both students. The reference has learned the data by heart after half of them; the student,
+whose lesson is larger, still gains."""
+TEACHER_STEPS, TEACHER_RATE = 160, 2e-4
+"""Two passes over the data, of every layer: a teacher must know more than its student would find
+out without it, and the student's layers come from it tuned."""
 CASES = 32
 """Questions of a round, asked at once."""
 LONG = 48
@@ -58,7 +70,7 @@ def main(
     home: Annotated[Path, typer.Option(help="State; kept between runs.")] = Path(
         ".benchmarks/distill"
     ),
-    steps: Annotated[int | None, typer.Option(min=1, help="Of both students.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of both students.")] = STEPS,
     teacher_steps: Annotated[int, typer.Option(min=1, help="Of the teacher.")] = TEACHER_STEPS,
     rounds: Annotated[int, typer.Option(min=1, help="Of each engine.")] = 5,
     plot: Annotated[Path | None, typer.Option(help="PNG of the comparison.")] = None,
@@ -85,9 +97,7 @@ def main(
     print(json.dumps(figures), flush=True)
 
 
-def measure(
-    settings: Settings, steps: int | None, teacher_steps: int, rounds: int
-) -> dict[str, Any]:
+def measure(settings: Settings, steps: int, teacher_steps: int, rounds: int) -> dict[str, Any]:
     """Everything in order; what is there already is found."""
     store = ObjectStore(settings.objects)
     say("pulling the base and building the pilot's data")
@@ -96,15 +106,11 @@ def measure(
     helpdesk.build_prompts(store, seed=SEED)
     suite = read(stored.path)
     chosen_by = helpdesk.suite(dataset.read(data.path)["validation"], helpdesk.LABELS)
-    teacher = tuned_teacher(settings, store, base, teacher_steps)
-    changes: dict[str, Any] = {} if steps is None else {"max_steps": steps}
-    student = made(settings, store, STUDENT, {"teacher": str(teacher.path), **changes})
-    reference = made(
-        settings,
-        store,
-        REFERENCE,
-        {"teacher": MODEL, "prompts": None, "distillation": "sequence", **changes},
-    )
+    changes = {"max_steps": steps}
+    with beside(settings, changes):
+        teacher = made(settings, TEACHER, whole(base, teacher_steps))
+        student = made(settings, STUDENT, {"teacher": str(teacher.path), **changes})
+    reference = made(settings, REFERENCE, LABELS_ALONE | changes)
     made_here = {TEACHER: teacher, STUDENT: student, REFERENCE: reference}
     scores = {who: judged(suite, store, who, item) for who, item in made_here.items()}
     speed = engines(suite, teacher.path, student.path, rounds)
@@ -118,42 +124,89 @@ def measure(
     }
 
 
-def tuned_teacher(settings: Settings, store: ObjectStore, base: Object, steps: int) -> Object:
-    """A teacher tuned with the pilot's own arguments, folded into its base."""
-    config = load(finetune.DEFAULT_CONFIG, {"max_steps": steps})
-
-    def mine() -> list[Object]:
-        return [
-            item
-            for item in store.list("adapters")
-            if item.name == config.dataset and _same(TrainConfig, item, config)
-        ]
-
-    known = mine()
-    if not known:
-        say("tuning the teacher")
-        finetune.tune(settings, config, f"{TEACHER}-{config.fingerprint()[:8]}")
-        known = mine()
-    adapter = max(known, key=lambda item: item.created)
-    return merge(store, base, adapter.path, adapter.hash)
+def whole(base: Object, steps: int) -> dict[str, Any]:
+    """Arguments of the teacher: all layers of the base, on the data's answers."""
+    layers = json.loads((base.path / "config.json").read_text("utf-8"))["num_hidden_layers"]
+    return LABELS_ALONE | {
+        "student_layers": layers,
+        "max_steps": steps,
+        "learning_rate": TEACHER_RATE,
+        "save_steps": 100,
+    }
 
 
-def made(settings: Settings, store: ObjectStore, who: str, changes: dict[str, Any]) -> Object:
-    """The weights of a student, trained with the pilot's arguments and these changes."""
-    config = load_as(DistillConfig, distill.DEFAULT_CONFIG, {**changes, "adapter_name": who})
-    for item in store.list(WEIGHTS):
-        if item.name == who and _same(DistillConfig, item, config):
-            return item
+def arguments(who: str, changes: dict[str, Any]) -> DistillConfig:
+    """The pilot's arguments with these changes, for one of the three."""
+    return load_as(DistillConfig, distill.DEFAULT_CONFIG, {**changes, "adapter_name": who})
+
+
+def made(settings: Settings, who: str, changes: dict[str, Any]) -> Object:
+    """The weights of one of the three, found or trained."""
+    store, config = ObjectStore(settings.objects), arguments(who, changes)
+    if (known := found(store, config)) is not None:
+        return known
     say(f"training the {who.replace('-', ' ')}")
-    distill.run(settings, config, f"{who}-{config.fingerprint()[:8]}")
-    found = [item for item in store.list(WEIGHTS) if item.name == who]
-    return max(found, key=lambda item: item.created)
+    name = f"{who}-{config.fingerprint()[:8]}-{config.max_steps}"
+    closing = distill.run(settings, config, name)
+    say(f"the {who.replace('-', ' ')} ends at a validation loss of {closing['validation_loss']}")
+    return next(item for item in store.list(WEIGHTS) if item.hash == closing["hash"])
 
 
-def _same(kind: type[TrainConfig], item: Object, config: TrainConfig) -> bool:
+def found(store: ObjectStore, config: DistillConfig) -> Object | None:
+    """Weights that were trained with the same arguments."""
+    known = [item for item in store.list(WEIGHTS) if item.name == config.adapter_name]
+    return next((item for item in known if _same(item, config)), None)
+
+
+@contextmanager
+def beside(settings: Settings, changes: dict[str, Any]) -> Iterator[None]:
+    """Train the reference on half of the cores while the block has the other half.
+
+    Nothing is started on one core, or where the reference is there already. Raises `TrainingError`
+    where it failed.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    mine, others = cores[::2], cores[1::2]
+    known = found(ObjectStore(settings.objects), arguments(REFERENCE, LABELS_ALONE | changes))
+    if known is not None or not others:
+        yield
+        return
+    log = settings.home / f"{REFERENCE}.log"
+    say(f"the {REFERENCE.replace('-', ' ')} trains beside it; its progress is in {log}")
+    child = multiprocessing.get_context("spawn").Process(
+        target=_reference, args=(settings.home, changes, others, log)
+    )
+    child.start()
+    os.sched_setaffinity(0, mine)
+    try:
+        yield
+        child.join()
+    finally:
+        os.sched_setaffinity(0, cores)
+        if child.is_alive() and child.pid is not None:
+            os.kill(child.pid, signal.SIGINT)
+            child.join()
+    if child.exitcode:
+        raise TrainingError(f"the {REFERENCE.replace('-', ' ')} failed; the reason is in {log}")
+
+
+def _reference(home: Path, changes: dict[str, Any], cores: Sequence[int], log: Path) -> None:
+    """What the process beside does; its MLflow database is its own."""
+    os.sched_setaffinity(0, cores)
+    tracking = f"sqlite:///{home / REFERENCE}.db"
+    settings = configuration(None).model_copy(update={"home": home, "mlflow": tracking})
+    with log.open("a", encoding="utf-8") as stream, redirect_stderr(stream):
+        try:
+            made(settings, REFERENCE, LABELS_ALONE | changes)
+        except Exception:
+            traceback.print_exc()
+            raise SystemExit(1) from None
+
+
+def _same(item: Object, config: DistillConfig) -> bool:
     """Whether an object was made with these arguments; it names the base as its `model`."""
-    made_with = check_as(kind, {**(item.meta.get("config") or {}), "model": MODEL}, item.name)
-    return made_with == config.model_copy(update={"model": MODEL})
+    meta = {**(item.meta.get("config") or {}), "model": MODEL}
+    return check_as(DistillConfig, meta, item.name) == config.model_copy(update={"model": MODEL})
 
 
 def judged(suite: Suite, store: ObjectStore, who: str, weights: Object) -> Judged:
@@ -202,7 +255,7 @@ def sizes(base: Object, student: Object) -> dict[str, Any]:
 def engines(suite: Suite, teacher: Path, student: Path, rounds: int) -> dict[str, Any]:
     """Both in vLLM, asked in turns: the task's own answers, long answers, and one at a time."""
     chats = [case.chat for case in suite.cases]
-    found: dict[str, dict[str, list[float]]] = {}
+    speeds: dict[str, dict[str, list[float]]] = {}
     with EngineProcess(teacher) as big, EngineProcess(student) as small:
         pair = {"teacher": big, "student": small}
         for number in range(rounds):
@@ -211,7 +264,7 @@ def engines(suite: Suite, teacher: Path, student: Path, rounds: int) -> dict[str
             few = _part(chats, number * CASES + CASES // 2, 16)
             order = list(pair.items()) if number % 2 == 0 else list(pair.items())[::-1]
             for who, engine in order:
-                row = found.setdefault(who, {"task": [], "decode": [], "alone": []})
+                row = speeds.setdefault(who, {"task": [], "decode": [], "alone": []})
                 answers = suite.header.max_new_tokens
                 row["task"].append(engine.round(part, answers)["requests_per_s"])
                 row["decode"].append(engine.round(few, LONG, whole=True)["tokens_per_s"])
@@ -219,12 +272,12 @@ def engines(suite: Suite, teacher: Path, student: Path, rounds: int) -> dict[str
         memory = {who: engine.ready for who, engine in pair.items()}
     middle = {
         who: {kind: statistics.median(values) for kind, values in row.items()}
-        for who, row in found.items()
+        for who, row in speeds.items()
     }
     ratios = {
         kind: statistics.median(
             fast / slow
-            for fast, slow in zip(found["student"][kind], found["teacher"][kind], strict=True)
+            for fast, slow in zip(speeds["student"][kind], speeds["teacher"][kind], strict=True)
         )
         for kind in ("task", "decode", "alone")
     }

@@ -47,7 +47,7 @@ LABELS = (
 # fmt: on
 MASK = "___"
 MAX_WORDS = 32
-STRIDE = 16
+STRIDE = 24
 """Words between the beginnings of two questions cut from one description."""
 MOST_WORDS = 144
 """Words of one description after which no further question begins."""
