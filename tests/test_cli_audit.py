@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -13,11 +14,14 @@ from typer.testing import CliRunner
 
 from factory.cli import app
 from factory.config import NANO, load
+from factory.ledger.audit import events
 from factory.ledger.outcomes import Outcome, record_outcome
 from factory.ledger.records import ChargeRecord, RequestRecord
 from factory.ledger.reviews import Review, get, open_review
 from factory.ledger.store import Ledger, open_ledger
 from factory.ledger.success import HUMAN_NUSD_PER_HOUR
+from factory.vectors import Store, VectorStores
+from factory.vectors.store import new_store_id
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -174,3 +178,25 @@ def test_costs_say_what_a_success_cost(ledger: Ledger, run: Callable[..., str]) 
     assert "outcome: success, 2 human minutes, reported by crm" in run("costs", "explain", "r1")
     explained = json.loads(run("costs", "explain", "r1", "--json"))
     assert explained["outcome"]["comment"] == "solved"
+
+
+def test_stores_are_listed_and_their_deletion_is_audited(run: Callable[..., str], ledger: Ledger):
+    assert "No team has a vector store" in run("stores", "list")
+    store = Store(
+        store_id=new_store_id(),
+        name="handbook",
+        endpoint="search",
+        embedder="1",
+        dimensions=2,
+        created_at=1,
+        metadata={},
+    )
+    asyncio.run(VectorStores(load().vectors_url).create("support", store))
+    (row,) = json.loads(run("stores", "list", "--team", "support", "--json"))["stores"]
+    assert (row["name"], row["files"], row["bytes"]) == ("handbook", 0, 0)
+    assert "there is no team" in run("stores", "list", "--team", "nobody", code=2)
+    assert "is deleted" in run("stores", "delete", store.store_id, "--team", "support")
+    assert "there is no vector store" in run(
+        "stores", "delete", store.store_id, "--team", "support", code=1
+    )
+    assert [one.subject for one in events(ledger, action="vector_store")] == [store.store_id]

@@ -30,6 +30,7 @@ from factory.cli import (
     routing,
     serving,
     simulate,
+    stores,
     tco,
 )
 from factory.cli.console import Commands, State
@@ -63,6 +64,7 @@ for group in (
     keys,
     config,
     cache,
+    stores,
     check,
 ):
     app.add_typer(group.app)

@@ -119,7 +119,25 @@ class Answer:
 
     def as_dict(self) -> dict[str, Any]:
         """The answer as plain JSON."""
-        return dataclasses.asdict(self)
+        # By hand: `dataclasses.asdict` copies deeply, and this runs for every answer that is kept.
+        return {
+            "choices": [
+                {
+                    "text": one.text,
+                    "finish_reason": one.finish_reason,
+                    "logprobs": one.logprobs,
+                    "tool_calls": [
+                        {"id": call.id, "name": call.name, "arguments": call.arguments}
+                        for call in one.tool_calls
+                    ],
+                    "refusal": one.refusal,
+                }
+                for one in self.choices
+            ],
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "estimated": self.estimated,
+        }
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Answer:

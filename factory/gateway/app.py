@@ -7,7 +7,7 @@ uvicorn.run(app)    # or serve.ingress(app) on Ray Serve
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from factory.gateway import access, schema
 from factory.gateway.body import parse, read
@@ -46,9 +47,33 @@ class _Direct(APIRoute):
         return self.endpoint
 
 
+class _App(FastAPI):
+    """FastAPI, but for the routes that models answer: these skip its layers and its routing, which
+    take a tenth of the gateway's time for a request. They stay in the document."""
+
+    direct: Mapping[str, Handler] = {}
+    """By path, for POST."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection or request."""
+        handler = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            handler = self.direct.get(scope["path"])
+        if handler is None:
+            await super().__call__(scope, receive, send)
+            return
+        try:
+            response = await handler(Request(scope, receive, send))
+        except ApiError as error:
+            response = error_response(error)
+        except LedgerError as error:
+            response = _no_ledger(error)
+        await response(scope, receive, send)
+
+
 def build_app(gateway: Gateway) -> FastAPI:
     """The application. It owns nothing: closing the ledger and the engines is the caller's."""
-    app = FastAPI(
+    app = _App(
         title="Budget AI factory",
         version="1",
         description="OpenAI-compatible answers from the cheapest tier that is good enough.",
@@ -158,8 +183,7 @@ def build_app(gateway: Gateway) -> FastAPI:
 
     @app.exception_handler(LedgerError)
     async def ledger_error(request: Request, error: Exception) -> Response:
-        _log.error("the ledger does not answer: %s", error)
-        return error_response(unavailable("the ledger does not answer; try again soon"))
+        return _no_ledger(error)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: Exception) -> Response:
@@ -168,7 +192,17 @@ def build_app(gateway: Gateway) -> FastAPI:
         message = f"{request.method} {request.url.path}: {error.detail}; see /openapi.json"
         return error_response(ApiError(error.status_code, code, message, headers=error.headers))
 
+    app.direct = {
+        "/v1/chat/completions": chat_completions,
+        "/v1/completions": completions,
+        "/v1/embeddings": embeddings,
+    }
     return app
+
+
+def _no_ledger(error: Exception) -> Response:
+    _log.error("the ledger does not answer: %s", error)
+    return error_response(unavailable("the ledger does not answer; try again soon"))
 
 
 async def _body(request: Request, limit: int) -> bytes:

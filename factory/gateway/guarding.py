@@ -56,10 +56,12 @@ class Guarding:
             )
         texts = request.texts
         chain = self._chains[call.name]
+        embedded = request.route not in ("chat", "completions")
+        look = chain.look_at_each if embedded else chain.look_at_input
         if sum(map(len, texts)) > _LONG:
-            decision = await asyncio.to_thread(chain.look_at_input, texts)
+            decision = await asyncio.to_thread(look, texts)
         else:
-            decision = chain.look_at_input(texts)
+            decision = look(texts)
         return await self._apply(journey, call, texts, decision)
 
     async def _apply(

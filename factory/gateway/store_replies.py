@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from factory.gateway.errors import ApiError, unavailable
 from factory.gateway.replies import Reply
 from factory.vectors import Found, Kept, Store, UnknownStore, VectorsError
+from factory.vectors.store import usage
 
 PAGE = 20
 """Entries of a listing where the client does not say."""
@@ -33,13 +34,12 @@ def no_file(store_id: str, file_id: str) -> ApiError:
 
 def store_object(store: Store, files: Sequence[Kept]) -> dict[str, Any]:
     """A `vector_store`, with the endpoint that embeds for it as `model`."""
-    vectors = sum(one.chunks for one in files) * store.dimensions * 4
     return {
         "id": store.store_id,
         "object": "vector_store",
         "created_at": store.created_at,
         "name": store.name,
-        "usage_bytes": sum(one.characters for one in files) + vectors,
+        "usage_bytes": usage(store, files),
         "file_counts": {
             "in_progress": 0,
             "completed": len(files),

@@ -21,8 +21,8 @@ from factory.config import Window
 from factory.ledger.audit import Event
 from factory.ledger.budgets import Standing
 from factory.ledger.money import usd
-from factory.ledger.records import NAME_LENGTH
 from factory.ledger.schema import ALERTS
+from factory.ledger.text import NAME_LENGTH
 
 if TYPE_CHECKING:
     from factory.ledger.store import Ledger

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from factory.ledger.errors import LedgerError
+from factory.ledger.text import NAME_LENGTH, PROSE_LENGTH, stored
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -37,8 +39,6 @@ ChargeKind = Literal["cache", "rule", "shared", "generation", "embedding", "refu
 that another request pays for; `refusal` is a request that no model was asked for."""
 Action = Literal["promote", "rollback", "refuse"]
 
-NAME_LENGTH = 200
-PROSE_LENGTH = 4_000
 _PROSE = {"error", "reason", "reasons"}
 _IDS = {"request_id", "charge_id", "key_id"}
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -156,39 +156,80 @@ def normalise(record: DataclassInstance) -> None:
 
     Raises `LedgerError` for a value that makes no sense.
     """
-    for item in fields(record):
-        value = getattr(record, item.name)
-        stored = _stored(item.name, value)
-        if stored is not value:
-            object.__setattr__(record, item.name, stored)
+    for name, form in _forms(type(record)):
+        value = getattr(record, name)
+        kept = form(name, value)
+        if kept is not value:
+            object.__setattr__(record, name, kept)
 
 
-def _stored(name: str, value: Any) -> Any:
-    if name == "created_at":
-        if not isinstance(value, datetime) or value.tzinfo is None:
-            raise LedgerError(f"created_at must be a datetime with a time zone, not {value!r}")
-        return value.astimezone(UTC)
+Form = Callable[[str, Any], Any]
+"""The stored form of a field's value, by the field's name and the value."""
+
+
+@cache
+def _forms(kind: type[DataclassInstance]) -> tuple[tuple[str, Form], ...]:
+    """The fields of a kind of record with their forms, found once: this runs for every request."""
+    return tuple((item.name, _form(item.name)) for item in fields(kind))
+
+
+def _form(name: str) -> Form:
+    known: dict[str, Form] = {
+        "created_at": _instant,
+        "metrics": _plain,
+        "tags": _tags,
+        "reasons": _reasons,
+        "confidence": _finite,
+    }
+    if name in known:
+        return known[name]
     if name in _CHOICES:
-        if value not in _CHOICES[name]:
-            raise LedgerError(f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
-    elif name in _IDS:
-        if value is not None and (not value or _text(value, NAME_LENGTH) != value):
-            raise LedgerError(
-                f"{name} must be 1 to {NAME_LENGTH} storable characters, not {value[:50]!r}"
-            )
-    elif name == "metrics":
-        return _plain(value)
-    elif name == "tags":
-        return {_text(key, NAME_LENGTH): _text(tag, PROSE_LENGTH) for key, tag in value.items()}
-    elif name == "reasons":
-        return tuple(_text(reason, PROSE_LENGTH) for reason in value)
-    elif name.endswith("_nusd") or name in _WHOLE:
-        return _whole(name, value)
-    elif name in _MILLISECONDS or name == "confidence":
-        return _finite(name, value)
-    elif isinstance(value, str):
-        return _text(value, PROSE_LENGTH if name in _PROSE else NAME_LENGTH)
+        return _choice
+    if name in _IDS:
+        return _id
+    if name.endswith("_nusd") or name in _WHOLE:
+        return _whole
+    if name in _MILLISECONDS:
+        return _finite
+    return _prose if name in _PROSE else _name
+
+
+def _instant(name: str, value: Any) -> datetime:
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise LedgerError(f"{name} must be a datetime with a time zone, not {value!r}")
+    return value.astimezone(UTC)
+
+
+def _choice(name: str, value: Any) -> Any:
+    if value not in _CHOICES[name]:
+        raise LedgerError(f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
     return value
+
+
+def _id(name: str, value: Any) -> Any:
+    if value is not None and (not value or stored(str(value), NAME_LENGTH) != value):
+        raise LedgerError(
+            f"{name} must be 1 to {NAME_LENGTH} storable characters, not {value[:50]!r}"
+        )
+    return value
+
+
+def _tags(name: str, value: Mapping[Any, Any]) -> dict[str, str]:
+    return {
+        stored(str(key), NAME_LENGTH): stored(str(tag), PROSE_LENGTH) for key, tag in value.items()
+    }
+
+
+def _reasons(name: str, value: Sequence[Any]) -> tuple[str, ...]:
+    return tuple(stored(str(reason), PROSE_LENGTH) for reason in value)
+
+
+def _prose(name: str, value: Any) -> Any:
+    return stored(value, PROSE_LENGTH) if isinstance(value, str) else value
+
+
+def _name(name: str, value: Any) -> Any:
+    return stored(value, NAME_LENGTH) if isinstance(value, str) else value
 
 
 def _whole(name: str, value: Any) -> int | None:
@@ -208,15 +249,8 @@ def _finite(name: str, value: Any) -> float | None:
     return value if isinstance(value, float) else float(value)
 
 
-def _plain(value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise LedgerError(f"metrics must be plain JSON without NaN: {error}") from error
-
-
-def _text(value: Any, length: int) -> str:
-    text = str(value)
-    if "\0" in text or not text.isascii():
-        text = text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
-    return text if len(text) <= length else text[: length - 1] + "…"
+        raise LedgerError(f"{name} must be plain JSON without NaN: {error}") from error

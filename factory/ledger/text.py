@@ -9,9 +9,11 @@ cut: what a client sends never makes a row that cannot be written.
 from __future__ import annotations
 
 from factory.ledger.errors import LedgerError
-from factory.ledger.records import NAME_LENGTH, PROSE_LENGTH
 
-__all__ = ["NAME_LENGTH", "PROSE_LENGTH", "check_name", "printable", "stored"]
+NAME_LENGTH = 200
+"""Characters of a name that are kept."""
+PROSE_LENGTH = 4_000
+"""Characters of prose that are kept."""
 
 
 def stored(value: str, length: int) -> str:

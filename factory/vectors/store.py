@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 Attributes = Mapping[str, str | float | bool]
@@ -108,3 +108,8 @@ class Update:
     """Of the store; higher after each change."""
     removed: int
     """Chunks that are not there any more."""
+
+
+def usage(store: Store, files: Iterable[Kept]) -> int:
+    """Bytes of the texts and vectors in a store, without what the format adds."""
+    return sum(one.characters + one.chunks * store.dimensions * 4 for one in files)

@@ -152,6 +152,17 @@ async def test_the_guard_redacts_before_anything_is_kept_and_a_person_may_let_pa
         assert "acme aaa" in texts(await find(world, place))
 
 
+async def test_a_file_may_have_more_chunks_than_a_prompt_may_have_messages(folder):
+    config = GUARDED + "gateway: {max_body_bytes: 200000}\n"
+    async with made(folder, config.replace("gateway: {max_body_bytes: 20000}\n", "")) as world:
+        place = await filled(world, a="aaa")
+        chunks = ["bbb"] * 299 + ["of a rival"]
+        added = await world.http.post(f"{place}/files", json={"file_id": "b", "chunks": chunks})
+        assert added.json()["chunks"] == 300, added.text
+        found = await find(world, place, "of a rival", max_num_results=50)
+        assert "of a <BANNED>" in texts(found)
+
+
 async def test_stores_count_against_budgets_and_rates_and_are_audited(folder):
     config = CONFIG.replace("{support: {}", "{support: {limits: {requests_per_minute: 5}}")
     async with made(folder, config) as world:

@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from factory.cluster.ports import free
-from serve_apps.listener import Listener
+from serve_apps.listener import Listener, _Together
 
 
 def app(name: str, gate: asyncio.Event | None = None) -> Starlette:
@@ -54,3 +54,37 @@ async def test_an_old_and_a_new_replica_share_a_port_during_a_roll_over() -> Non
 async def test_an_address_of_somebody_else_is_an_error() -> None:
     with pytest.raises(OSError):
         await Listener(app("x"), "192.0.2.1", free(1, Random())[0]).start()
+
+
+class Wire(asyncio.Transport):
+    """Notes what is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[bytes | str] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.seen.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+        self.seen.append("closed")
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
+async def test_what_is_written_in_one_turn_goes_out_together_and_before_the_end() -> None:
+    wire = Wire()
+    together = _Together(wire)
+    together.write(b"head ")
+    together.write(b"body")
+    assert wire.seen == []
+    await asyncio.sleep(0)
+    together.write(b"last")
+    together.close()
+    together.write(b"too late")
+    await asyncio.sleep(0)
+    assert wire.seen == [b"head body", b"last", "closed"]
+    assert together.is_closing()

@@ -15,6 +15,7 @@ import re
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from factory.config import (
@@ -44,6 +45,9 @@ from factory.gateway.guard.secrets import Secrets
 from factory.gateway.guard.shape import Shape
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
+TOGETHER = 50
+"""Texts that make no conversation are looked at so many at a time."""
+
 _PASSES = 4
 """A redaction can lay bare what it stood next to, so redacting filters look again."""
 
@@ -84,6 +88,24 @@ class Chain:
     def look_at_input(self, texts: Sequence[str]) -> Decision:
         """Decide about a request. `texts` are those of all messages, whatever their roles."""
         return self._run(self._inputs, texts, None)
+
+    def look_at_each(self, texts: Sequence[str]) -> Decision:
+        """Decide about texts that make no conversation, such as those to be embedded.
+
+        They are looked at `TOGETHER` at a time: bounds on messages and length are those of prompts.
+        """
+        findings: list[Finding] = []
+        passed: list[str] = []
+        for start in range(0, len(texts), TOGETHER):
+            found = self.look_at_input(texts[start : start + TOGETHER])
+            findings += (
+                one if one.text < 0 else replace(one, text=one.text + start)
+                for one in found.findings
+            )
+            passed += found.texts
+            if found.act == "reject":
+                break
+        return decide(findings, passed)
 
     def look_at_output(self, text: str, schema: Mapping[str, Any] | None = None) -> Decision:
         """Decide about an answer. `schema` is the JSON schema that its request asked for."""
