@@ -15,7 +15,7 @@ import logging
 import os
 import random
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -30,14 +30,14 @@ from factory.gateway.body import parse
 from factory.gateway.breakers import Breakers
 from factory.gateway.call import Asked, Call, Request
 from factory.gateway.clock import Clock
-from factory.gateway.computation import Computation, Part
+from factory.gateway.computation import Computation
 from factory.gateway.deepening import Deepening
+from factory.gateway.delivery import Delivery, finished
 from factory.gateway.embedding import Embedding
 from factory.gateway.embedding_body import EmbeddingRequest, parse_embeddings
 from factory.gateway.engine import Route
 from factory.gateway.errors import ApiError
 from factory.gateway.experience import Experience
-from factory.gateway.flights import Boarding, Flights
 from factory.gateway.guarding import Guarding
 from factory.gateway.journey import Journey, Recorder
 from factory.gateway.keeper import Keeper
@@ -48,14 +48,8 @@ from factory.gateway.outcomes import Outcomes
 from factory.gateway.patience import Patience
 from factory.gateway.purse import Bank, Purses
 from factory.gateway.replies import (
-    EVENTS,
-    Events,
     Opening,
-    Rendered,
     Reply,
-    Stamp,
-    error_event,
-    relayed,
     render,
 )
 from factory.gateway.retrieval import Retrieval
@@ -77,6 +71,9 @@ from factory.ledger.store import Entry, Ledger
 from factory.ledger.till import LATEST_S
 from factory.telemetry.traffic import Traffic
 from factory.vectors import VectorStores
+
+_LOOKS = 6
+"""How often a request that another replica answered is looked for."""
 
 TEND_S = 60.0
 """Seconds between two looks for reviews that nobody decided."""
@@ -122,7 +119,6 @@ class Gateway:
         self._clock = clock = clock or Clock()
         self._admission = Admission(settings, ledger, serving, self.pinned, clock, ids)
         self._rules = {name: Rules(one.rules) for name, one in settings.endpoints.items()}
-        self._flights: Flights[Part, cache.Entry] = Flights()
         self._keeper = Keeper(ledger, settings.cache.max_entries, clock.now)
         # Processes that share a port are told apart; a single one has the same series for ever.
         self._traffic = Traffic(str(os.getpid()) if settings.gateway.replicas > 1 else "0")
@@ -169,6 +165,9 @@ class Gateway:
             learned=self._learning.of,
             deepen=deepening.look,
             sample=self._sample,
+        )
+        self._delivery = Delivery(
+            run=self._computation.run, settlement=self._settlement, traffic=self._traffic
         )
         self._embedding = Embedding(
             settlement=self._settlement,
@@ -234,8 +233,8 @@ class Gateway:
                 self._computation.awakening.wake(sleeping)
                 raise await self.reviews.later(journey, found, f"{sleeping.label} is asleep")
             if not found.request.stream:
-                return await self._whole(journey, found)
-        return lambda: self._stream(journey, found)
+                return await self._delivery.whole(journey, found)
+        return lambda: self._delivery.stream(journey, found)
 
     async def embed(self, authorization: str | None, body: Callable[[], Awaitable[bytes]]) -> Reply:
         """Answer an embeddings request. Raises `ApiError`."""
@@ -265,7 +264,7 @@ class Gateway:
             case EmbeddingRequest():
                 return await self._embed(journey, request, approved)
         found = await self._arrive(journey, request, "no-store", approved)
-        return found if isinstance(found, Reply) else await self._whole(journey, found)
+        return found if isinstance(found, Reply) else await self._delivery.whole(journey, found)
 
     async def review(self, authorization: str | None, review_id: str) -> Reply:
         """A review, for those whom it concerns. What a person let pass is answered now.
@@ -293,7 +292,7 @@ class Gateway:
             call = await self._guarding.look(journey, call)
             call, entry = await self._tier0.semantic(journey, call, policy)
         if entry is not None:
-            return await self._hand_over(journey, call, entry)
+            return await self._delivery.hand_over(journey, call, entry)
         self._admission.count(journey, tokens=expected_tokens(request))
         return call
 
@@ -306,76 +305,7 @@ class Gateway:
         journey.ruled(answer.prompt_tokens, answer.completion_tokens, why)
         await self._settlement.ok(journey)
         rendered = render(answer, LABEL, call.request.shows_logprobs, call.request.route)
-        return _finished(journey, call.request, rendered)
-
-    async def _hand_over(self, journey: Journey, call: Call, entry: cache.Entry) -> Reply:
-        """An answer from tier 0: free, and settled as every other."""
-        journey.reuse(entry)
-        await self._settlement.ok(journey)
-        return _finished(journey, call.request, entry.rendered)
-
-    def _board(self, journey: Journey, call: Call) -> Boarding[Part, cache.Entry]:
-        # A key with bounds of its own must not decide for those that have none.
-        key = journey.key
-        bounded = key.limits.model_fields_set or key.budget.model_fields_set
-        mark = f"{call.key}/{key.key_id if bounded else ''}" if call.key else journey.request_id
-        boarding = self._flights.join(mark.encode(), partial(self._computation.run, journey, call))
-        journey.pays = boarding.leader
-        if not boarding.leader:
-            journey.cache = "shared"
-        return boarding
-
-    async def _whole(self, journey: Journey, call: Call) -> Reply:
-        with self._board(journey, call) as boarding:
-            entry = await boarding.result()
-        if not journey.pays:
-            return await self._hand_over(journey, call, entry)
-        return _finished(journey, call.request, entry.rendered)
-
-    async def _stream(self, journey: Journey, call: Call) -> Reply | Events:
-        """Get on the flight and wait for its first part, so that errors before it stay plain."""
-        async with self._settlement.of(journey, lambda: not journey.pays):
-            boarding = self._board(journey, call)
-            try:
-                first = await anext(boarding, None)
-                if first is None:
-                    return await self._landed(journey, call, await boarding.result())
-                journey.served = first.served
-                journey.tier = first.served.tier if journey.pays else 0
-                seconds = journey.elapsed_ms / 1000
-                self._traffic.first_token(journey.endpoint, journey.tier, seconds)
-                events = self._events(journey, call, boarding, first)
-                return Events(events, journey.headers(final=False))
-            except BaseException:
-                boarding.leave()
-                raise
-
-    async def _landed(self, journey: Journey, call: Call, entry: cache.Entry) -> Reply:
-        if not journey.pays:
-            return await self._hand_over(journey, call, entry)
-        return _finished(journey, call.request, entry.rendered)
-
-    async def _events(
-        self, journey: Journey, call: Call, boarding: Boarding[Part, cache.Entry], first: Part
-    ) -> AsyncGenerator[bytes, None]:
-        """The rest of a stream for one of its passengers."""
-        stamp, request = _stamp(journey), call.request
-        shows = request.shows_logprobs
-        try:
-            async with self._settlement.of(journey, lambda: not journey.pays):
-                with boarding:
-                    yield relayed(stamp, first.served.label, first.chunk, shows)
-                    async for part in boarding:
-                        if event := relayed(stamp, part.served.label, part.chunk, shows):
-                            yield event
-                    entry = await boarding.result()
-                if not journey.pays:
-                    journey.reuse(entry)
-                    await self._settlement.ok(journey)
-        except ApiError as error:
-            yield error_event(error)
-            return
-        yield entry.rendered.ending(stamp, journey.figures(), request.include_usage)
+        return finished(journey, call.request, rendered)
 
     def _sample(self, journey: Journey, call: Call) -> None:
         if sample := self._learning.sample(journey, call):
@@ -400,9 +330,12 @@ class Gateway:
         """A request that was answered, by whichever replica."""
         await self._books.flush()
         found = await asyncio.to_thread(self._ledger.request, request_id)
-        if found is None and self.settings.gateway.replicas > 1:
-            await asyncio.sleep(2 * LATEST_S)
+        looks = _LOOKS if self.settings.gateway.replicas > 1 else 0
+        while found is None and looks:
+            # Another replica may have it, and writes it within `LATEST_S` and a transaction.
+            await asyncio.sleep(1.5 * LATEST_S / _LOOKS)
             found = await asyncio.to_thread(self._ledger.request, request_id)
+            looks -= 1
         return found
 
     async def ready(self) -> readiness.Readiness:
@@ -429,18 +362,6 @@ class Gateway:
 
     async def drain(self) -> None:
         """Wait for the work that departed clients left behind, before the writer is closed."""
-        await self._flights.drain()
+        await self._delivery.drain()
         await self._settlement.drain()
         await self._keeper.close()
-
-
-def _stamp(journey: Journey) -> Stamp:
-    return Stamp(journey.request_id, int(journey.created_at.timestamp()))
-
-
-def _finished(journey: Journey, request: Request, rendered: Rendered) -> Reply:
-    stamp = _stamp(journey)
-    if request.stream:
-        body = rendered.replay(stamp, journey.figures(), request.include_usage)
-        return Reply(body, journey.headers(), EVENTS)
-    return Reply(rendered.completion(stamp), journey.headers())
