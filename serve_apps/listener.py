@@ -73,6 +73,7 @@ class Listener:
             uvicorn.Config(
                 app,
                 http=_Protocol,
+                proxy_headers=False,
                 ws="none",
                 lifespan="off",
                 access_log=False,

@@ -20,7 +20,7 @@ async def crowd(world, number, **fields):
     play = fields.pop("play", {"wait_before": gate})
     world.small.script.append(Play(**{"wait_before": gate, **play}))
     asking = [asyncio.create_task(world.ask(model="cheap", **fields)) for _ in range(number)]
-    flights = world.gateway._flights
+    flights = world.gateway._delivery._flights
     await until(lambda: sum(f.passengers for f in flights._open.values()) == number)
     return gate, asking
 
@@ -55,7 +55,7 @@ async def test_one_pays_and_all_are_answered(world, stream):
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_one_who_pays_leaves_and_the_others_are_answered(world, stream):
     gate, asking = await crowd(world, 1, stream=stream)
-    (flight,) = world.gateway._flights._open.values()
+    (flight,) = world.gateway._delivery._flights._open.values()
     asking += [asyncio.create_task(world.ask(model="cheap", stream=stream)) for _ in range(3)]
     await until(lambda: flight.passengers == 4)
     asking[0].cancel()
@@ -95,7 +95,7 @@ async def test_when_all_have_left_the_model_is_stopped_and_the_leader_pays(world
     held = asyncio.Event()
     play = {"wait_before": None, "wait_after": (2, held)}
     _, asking = await crowd(world, 3, stream=True, play=play)
-    (flight,) = world.gateway._flights._open.values()
+    (flight,) = world.gateway._delivery._flights._open.values()
     await until(lambda: len(flight.items) > 1)
     for one in asking:
         one.cancel()
