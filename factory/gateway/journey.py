@@ -156,8 +156,10 @@ class Journey:
             self._free(served, "cache", prompt_tokens, 0, "all texts were embedded before")
 
     def found_before(self, served: Served, prompt_tokens: int) -> None:
-        """Answer with what a search found before."""
-        self._free(served, "cache", prompt_tokens, 0, "the same search was made before")
+        """Answer with what a search found before, or finds for another request right now."""
+        kind: ChargeKind = "shared" if self.cache == "shared" else "cache"
+        why = "shared with" if kind == "shared" else "found before by"
+        self._free(served, kind, prompt_tokens, 0, f"{why} the same search")
 
     def _free(
         self, served: Served, kind: ChargeKind, prompt_tokens: int, completion_tokens: int, why: str

@@ -363,5 +363,6 @@ class Gateway:
     async def drain(self) -> None:
         """Wait for the work that departed clients left behind, before the writer is closed."""
         await self._delivery.drain()
+        await self.retrieval.drain()
         await self._settlement.drain()
         await self._keeper.close()

@@ -249,3 +249,19 @@ async def test_two_clients_that_fill_a_store_at_once_lose_nothing(world):
     replies = await asyncio.gather(*adding)
     assert {reply.status_code for reply in replies} == {200}
     assert (await world.http.get(place)).json()["file_counts"]["total"] == 9
+
+
+async def test_the_same_search_by_several_at_once_is_made_and_paid_once(world):
+    place = await filled(world, a="aaa", b="bbb")
+    replies = await asyncio.gather(*(find(world, place, "ab ab") for _ in range(6)))
+    assert {tuple(texts(reply)) for reply in replies} == {tuple(texts(replies[0]))}
+    ways = sorted(reply.headers["x-factory-cache"] for reply in replies)
+    assert ways.count("miss") == 1
+    assert set(ways) <= {"miss", "shared", "hit"}
+    costs = [world.recorded(reply)[0].cost_nusd for reply in replies]
+    assert sorted(costs)[:5] == [0] * 5
+    assert sum(costs) > 0
+    failed = await asyncio.gather(*(find(world, place, "fail") for _ in range(3)))
+    assert {reply.status_code for reply in failed} == {503}
+    assert len({reply.headers["x-factory-request-id"] for reply in failed}) == 3
+    assert all(world.recorded(reply)[0].status == "error" for reply in failed)
