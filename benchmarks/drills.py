@@ -146,7 +146,7 @@ class Seen:
 
     def as_dict(self) -> dict[str, Any]:
         """For the report."""
-        return {**self.answers.most_common(), "slowest_s": round(self.slowest_s, 2)}
+        return {**dict(self.answers.most_common()), "slowest_s": round(self.slowest_s, 2)}
 
 
 async def steadily(url: str, key: str, seconds: float, seen: Seen, clients: int = 4) -> None:

@@ -88,6 +88,7 @@ class Till:
         self._problem: str = ""
         self._moving = asyncio.Lock()
         self._calm = asyncio.Event()
+        self._quiet: asyncio.TimerHandle | None = None
         self._relieving: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._inheriting: asyncio.Task[None] | None = None
@@ -163,8 +164,10 @@ class Till:
         if not self._waiting:
             self._since = self._last
         self._waiting.append((request, tuple(charges)))
-        if not self._of or len(self._waiting) >= FULL:
+        if len(self._waiting) >= FULL:
             self._calm.set()
+        elif not self._of:
+            self._listen()
         self._wake()
 
     async def flush(self) -> None:
@@ -203,6 +206,9 @@ class Till:
             return False
         lease.used_at = self._monotonic()
         self._of[wanted.request_id] = lease
+        if self._quiet is not None:
+            self._quiet.cancel()
+            self._quiet = None
         return True
 
     async def _larger(self, scope: Scope, wanted: Reservation) -> Lease:
@@ -239,14 +245,27 @@ class Till:
         if not self._waiting:
             await asyncio.sleep(IDLE_S / 10)
             return
-        if self._of and len(self._waiting) < FULL and not self._problem:
-            self._calm.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._since + LATEST_S - self._monotonic()):
-                    await self._calm.wait()
-            if self._of:
-                return
-        await asyncio.sleep(QUIET_S)
+        if self._problem:
+            await asyncio.sleep(QUIET_S)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._since + LATEST_S - self._monotonic()):
+                await self._calm.wait()
+        self._calm.clear()
+
+    def _listen(self) -> None:
+        """Notice when nothing has been answered for `QUIET_S` and nothing is in progress."""
+        if self._quiet is None:
+            self._quiet = asyncio.get_running_loop().call_later(QUIET_S, self._heard)
+
+    def _heard(self) -> None:
+        self._quiet = None
+        if self._of or not self._waiting:
+            return
+        if self._monotonic() - self._last >= QUIET_S / 2:
+            self._calm.set()
+        else:
+            self._listen()
 
     def _due(self) -> bool:
         if self._problem:
