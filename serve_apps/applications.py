@@ -193,9 +193,9 @@ class Applications:
                     raise RuntimeError(f"{_deployment(name)} does not start: {_last(why)}")
                 else:
                     for one in application.deployments.values():
-                        if one.message and one.message not in told:
+                        if one.message.strip() and one.message not in told:
                             told.add(one.message)
-                            self._say(f"{_deployment(name)}: {_last(one.message)}")
+                            self._say(f"{_deployment(name)}: {one.message.strip().splitlines()[0]}")
             if waiting:
                 time.sleep(POLL_S)
 
