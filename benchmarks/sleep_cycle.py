@@ -53,8 +53,8 @@ AGAIN_S = 32.0
 """Seconds of traffic that wakes it, and goes on."""
 ASLEEP_S = 8.0
 """Seconds that it is left asleep."""
-PATIENCE_S = 120.0
-"""Seconds in which it must have gone."""
+PATIENCE_S = 240.0
+"""Seconds in which it must have gone, or answer."""
 EVERY_S = 0.25
 """Seconds between two looks."""
 TOKENS = 8
