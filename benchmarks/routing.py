@@ -12,9 +12,9 @@ CPT are those of `factory.routing.metrics` (random: 0.5); `apgr_of_thresholds` i
 quantile thresholds and the trapezoid rule, as RouteLLM's evaluation computes it, a little lower on
 a curve that bends; `apgr_of_ten` is the paper's ten-term mean (random: 0.55).
 
-The encoder is the lower quarter of a small language model (SmolLM2-135M). A router that reads with
-it (`encoder_apgr`) also teaches the fast one while that is fitted; `apgr` is the fast one,
-`untaught_apgr` the same without a teacher. Prompts are encoded once, about 40 a second and core,
+The encoder is the lower quarter of a small language model (SmolLM2-135M). `apgr` is the fast
+router, `encoder_apgr` one that reads with the encoder, `taught_apgr` the fast one with the other as
+its teacher while it is fitted. Prompts are encoded once, about 40 a second and core,
 and kept by content under `--cache`. `decision_p50_ms` is the fast router, one prompt at a time:
 static embedding, features, estimate and choice. `calibrated` has thresholds to a quality and to a
 cost, found on a part of the fitting rows that another router did not see, and what the test rows
@@ -105,21 +105,10 @@ def decision_ms(router: learned.Router, embedder: StaticEmbedder, texts: Sequenc
     return float(np.median(taken[20:]) * 1000)
 
 
-def calibrated(
-    train: Table, test: Table, seed: int, deep: Table | None = None
-) -> list[dict[str, Any]]:
-    """Thresholds to quality and cost targets, and whether they hold on the test rows.
-
-    `deep` has the rows of `train` with the teacher's vectors. The teacher sees no row that
-    calibrates either.
-    """
+def calibrated(train: Table, test: Table, seed: int) -> list[dict[str, Any]]:
+    """Thresholds to quality and cost targets, and whether they hold on the test rows."""
     fitting, held = train.split(1 - CALIBRATION, seed)
-    hints = None
-    if deep is not None:
-        width = _vectors(train).shape[1]
-        own, _ = deep.split(1 - CALIBRATION, seed)
-        _, hints = learned.fit_and_hold(own, None, seed, static=width)
-    router = learned.fit(fitting, None, seed, hints=hints)
+    router = learned.fit(fitting, None, seed)
     chances = router.predict_many(held.prompts, _vectors(held))
     unseen = router.predict_many(test.prompts, _vectors(test))
     weak, strong = (float(fitting.good[:, tier].mean()) for tier in (0, -1))
@@ -209,25 +198,24 @@ def run(
     train, test = table.split(fraction, seed)
     _say(f"fitting on {len(train)} prompts, testing on {len(test)}")
     scores: dict[str, Floats] = {"kNN": neighbours(train, test)}
-    start, deep, hints = time.perf_counter(), None, None
+    start = time.perf_counter()
+    router = learned.fit(train, embedder, seed)
+    fit_s = time.perf_counter() - start
+    _say("; ".join(router.meta.reasons))
+    scores["router"] = gain(router, test)
     if encoder is not None:
         _say("fitting on the encoder's vectors")
         deep = replace(table, embeddings=joined(static, encoder[0])).split(fraction, seed)
         teacher, hints = learned.fit_and_hold(deep[0], None, seed, static=static.shape[1])
         scores["encoder"] = gain(teacher, deep[1])
-        scores["untaught"] = gain(learned.fit(train, embedder, seed), test)
-        start = time.perf_counter()
-    router = learned.fit(train, embedder, seed, hints=hints)
-    fit_s = time.perf_counter() - start
-    _say("; ".join(router.meta.reasons))
-    scores["router"] = gain(router, test)
+        scores["taught"] = gain(learned.fit(train, embedder, seed, hints=hints), test)
     if sentences is not None:
         alone = replace(table, embeddings=sentences).split(fraction, seed)
         scores["sentence kNN"] = neighbours(*alone)
     weak, strong = test.good[:, 0], test.good[:, -1]
     found = report.compare(scores, weak, strong)
     _say("calibrating")
-    thresholds = calibrated(train, test, seed, None if deep is None else deep[0])
+    thresholds = calibrated(train, test, seed)
     if plot is not None:
         report.plot(found, plot)
     figures = {name: found.figures(name) for name in found.curves}
@@ -244,7 +232,7 @@ def run(
         "random_apgr_of_ten": round(metrics.apgr_of_ten(found.curves["random"]), 4),
         "knn_apgr": round(figures["kNN"]["apgr"], 4),
         "sentence_knn_apgr": _apgr(figures, "sentence kNN"),
-        "untaught_apgr": _apgr(figures, "untaught"),
+        "taught_apgr": _apgr(figures, "taught"),
         "encoder_apgr": _apgr(figures, "encoder"),
         "encoder_ms": None if encoder is None else round(encoder[1], 2),
         "best_single": single["best_single"],

@@ -32,7 +32,7 @@ from factory.routing.members import Floats, Hashed, Kernel, Neighbours
 from factory.routing.options import HASHED, Maker, Member, compared, many, names, one, options
 from factory.routing.stacking import gain_error, mixed, stack
 from factory.routing.trees import Trees
-from factory.routing.views import Ranks, View, form_of, view
+from factory.routing.views import Ranks, View, ranked, view
 
 FORMAT = 3
 FEWEST = 50
@@ -159,7 +159,7 @@ def load(folder: Path) -> Router:
         }
         meta = Meta(**fields)
         tiers, dimensions = len(meta.tiers), meta.dimensions
-        counts = len(form_of("")) if meta.text else 0
+        counts = len(ranked("")) if meta.text else 0
         ranks = Ranks.parse(_under(arrays, "ranks"), counts) if meta.text else None
         text = "" if meta.text else None
         sample = view(text, np.zeros(dimensions, np.float32), meta.static, ranks)
@@ -240,7 +240,7 @@ def fit_and_hold(
     static = int(vectors.shape[1]) if static is None else static
     ranks, texts = None, table.prompts
     if texts is not None:
-        ranks = Ranks.fit(np.stack([form_of(text) for text in texts]))
+        ranks = Ranks.fit(np.stack([ranked(text) for text in texts]))
     views = [
         view(None if texts is None else texts[row], vectors[row], static, ranks)
         for row in range(len(table))

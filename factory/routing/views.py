@@ -1,6 +1,6 @@
 """A prompt as the members of the learned router see it.
 
-    ranks = Ranks.fit(np.stack([form_of(text) for text in texts]))
+    ranks = Ranks.fit(np.stack([ranked(text) for text in texts]))
     seen = view(text, embedding, static=256, ranks=ranks)
     seen.rows["words"]; seen.vector; seen.deep; seen.ranks; seen.form
 
@@ -80,10 +80,9 @@ class View:
     """What the trees look at; an encoder's vector is the last part of it."""
 
 
-def form_of(text: str) -> Floats:
-    """Float32 (columns,): all that is counted in a text."""
-    text = clip(text)
-    return np.concatenate([surface(text), choices(text)])
+def ranked(text: str) -> Floats:
+    """Float32 (columns,): the counts that are ranked. The form of choices is for trees alone."""
+    return surface(clip(text))
 
 
 def view(text: str | None, vector: Floats, static: int, ranks: Ranks | None) -> View:
@@ -98,7 +97,7 @@ def view(text: str | None, vector: Floats, static: int, ranks: Ranks | None) -> 
     if text is None:
         raise RoutingError("this router was fitted on texts and needs the prompt's text")
     text = clip(text)
-    small, counts = text.lower(), np.concatenate([surface(text), choices(text)])
+    small, counts = text.lower(), surface(text)
     rows = {"words": words(small), "characters": characters(small)}
-    form = np.concatenate([counts, first[:CHIEF], rest])
+    form = np.concatenate([counts, choices(text), first[:CHIEF], rest])
     return View(rows, first, rest, ranks.of(counts), form)

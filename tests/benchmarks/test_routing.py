@@ -62,7 +62,7 @@ def test_all_keys_and_the_references(path, tmp_path):
     assert figures["random_apgr"] == pytest.approx(0.5)
     assert 0.65 < figures["apgr"] <= figures["oracle_apgr"]
     assert figures["encoder_apgr"] > 0.65
-    assert figures["untaught_apgr"] > 0.65
+    assert figures["taught_apgr"] > 0.65
     assert 0.5 < figures["sentence_knn_apgr"] < figures["oracle_apgr"]
     assert figures["apgr_of_thresholds"] == pytest.approx(figures["apgr"], abs=0.02)
     assert figures["best_single"] == "strong"
