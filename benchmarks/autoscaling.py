@@ -87,7 +87,7 @@ def run(
     _say(f"  factory, told {objective:.2%}: {_line(factory)}")
     as_told = factory
     while factory.attainment < reference.attainment and objective < 0.9999:
-        objective = 1 - (1 - objective) * 0.6
+        objective = 1 - (1 - objective) * 0.8
         factory = ours(objective)
         _say(f"  factory, told {objective:.2%}: {_line(factory)}")
     best = clairvoyant(

@@ -40,7 +40,7 @@ LEAST_SHARE, LEAST_SPREAD = 0.15, 0.05
 """Bounds of that share, however rare misses are to be, and of the spread of latencies."""
 SAFETY_RANGE = (0.1, 4.0)
 """Bounds of the learned factor on the safety margin."""
-SAFETY_UP, SAFETY_DOWN = 0.01, 0.005
+SAFETY_GAIN = 0.01
 """Relative change of the margin a second, at a latency 2.7 times too high or too low."""
 NEWCOMER_S = 120.0
 """Seconds, beside the start-up time, in which a new policy only adds replicas: it knows nothing."""
@@ -298,8 +298,7 @@ def _spread(signals: Signals) -> float:
 def _safety(state: State, signals: Signals, target: Target, passed: float) -> float:
     """The factor on the margin that keeps the latency comfortably below its target.
 
-    It grows faster than it falls, and not while ordered replicas are on their way: their effect is
-    not seen yet.
+    It does not grow while ordered replicas are on their way: their effect is not seen yet.
     """
     ratio = _pressure(signals, target)
     if ratio is None:
@@ -309,9 +308,8 @@ def _safety(state: State, signals: Signals, target: Target, passed: float) -> fl
     error = max(-1.0, min(log(ratio / wanted), 1.0))
     if error > 0 and (signals.starting or signals.queued):
         return state.safety
-    gain = SAFETY_UP if error > 0 else SAFETY_DOWN
     low, high = SAFETY_RANGE
-    return min(high, max(low, state.safety * exp(gain * passed * error)))
+    return min(high, max(low, state.safety * exp(SAFETY_GAIN * passed * error)))
 
 
 def _rare(signals: Signals, target: Target) -> float:
