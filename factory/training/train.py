@@ -13,8 +13,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -292,7 +295,8 @@ def _start(
     )
     nodes = _alive()
     try:
-        value = trainer.fit().return_value
+        with _own_interrupt():
+            value = trainer.fit().return_value
     except TrainingFailedError as error:
         cause = _cause(error)
         if isinstance(cause, TrainingError | DatasetError):
@@ -303,6 +307,19 @@ def _start(
     if "left" in value:
         return Ended("left", value["step"], value["left"])
     return Summary(**value["summary"])
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Ray Train's handler of Ctrl-C aborts a run that may be over: give the old one back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def staying(leaving: Sequence[str]) -> dict[str, str]:

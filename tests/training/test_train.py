@@ -1,3 +1,4 @@
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,10 @@ def test_as_many_workers_as_there_is_room_for() -> None:
     assert choose_workers(elastic, 1, [16.0]) == 4
     assert choose_workers(elastic, 1, [0.0]) == 2
     assert choose_workers(check({"num_workers": 3}, "test"), 1, [1.0]) == 3
+
+
+def test_ctrl_c_is_ours_again_after_a_run() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with train._own_interrupt():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGINT) is before
