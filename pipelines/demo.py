@@ -1,43 +1,50 @@
-"""The whole line once, on real parts: pull, data, tune, judge, promote, serve, account, report.
+"""The whole line on real parts: tune, judge, promote, serve; then distil, and serve both.
 
     python -m pipelines.demo                   # what `make demo` runs
     python -m pipelines.demo --requests 100 --max-steps 30
 
-Writes `demo/report.json` and `demo/report.html`, prints a table, and leaves nothing running.
-State stays under `home`, so `factory up` afterwards serves the version promoted here.
+A small model is tuned, judged and promoted, and a student of less than half its size is distilled
+from it, judged and promoted as well. Mixed traffic is then sent twice: to the teacher alone, and to
+the cascade of both, in which the student answers what it is sure of.
+
+Writes `demo/report.json` and `demo/report.html`, prints a table, and leaves nothing running. What
+was done before under the same `home` is found again, so an interrupted demo goes on where it
+stopped. `factory up` afterwards serves the teacher, `factory --config demo/factory.yaml up` the
+cascade.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
-import os
-import platform
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from factory import Factory
-from factory.catalog.errors import CatalogError
 from factory.cluster.errors import ClusterError
-from factory.config import ConfigError
-from factory.evaluation.results import CaseResult, Results
+from factory.config import find
 from factory.evaluation.suite import read as read_suite
-from factory.ledger.errors import LedgerError
-from factory.ledger.money import usd
-from factory.registry.errors import RegistryError
-from pipelines import helpdesk
+from factory.evaluation.suite import write as write_suite
+from factory.ledger.answers import trim
+from factory.registry.gate import GateDecision
+from factory.training import config as training
+from factory.training import dataset
+from factory.training.config import TrainConfig
+from pipelines import cascade, findings, helpdesk
+from pipelines.accounting import account
+from pipelines.cascade import STUDENT, Pass
+from pipelines.closing import ERRORS, FAILED, INTERRUPTED
 from pipelines.report import render
 from pipelines.traffic import Reply, mix, send
 
@@ -69,9 +76,9 @@ class Stages:
 
 
 def main(
-    requests: Annotated[int, typer.Option(min=20, help="Requests to send.")] = 300,
+    requests: Annotated[int, typer.Option(min=20, help="Requests to send, twice.")] = 300,
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimizer steps, instead of the job's own.")
+        int | None, typer.Option(min=1, help="Optimizer steps, instead of the jobs' own.")
     ] = None,
     cases: Annotated[
         int | None, typer.Option(min=30, help="Judge on a seeded sample of the suite.")
@@ -84,72 +91,214 @@ def main(
     Example: python -m pipelines.demo --requests 300
     """
     begun = time.monotonic()
+    file = out / "factory.yaml"
     try:
         with Factory(progress=_say) as factory:
-            report = run(factory, requests=requests, max_steps=max_steps, cases=cases, seed=seed)
-    except (CatalogError, ClusterError, ConfigError, LedgerError, RegistryError) as error:
+            cascade.write_config(find(), factory.settings.home, file)
+            with Factory(file, progress=_say) as both:
+                line = Line(factory, both, requests, max_steps, cases, seed)
+                report = line.run()
+    except ERRORS as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)
-        raise typer.Exit(1) from error
+        raise typer.Exit(FAILED) from error
     except KeyboardInterrupt:
-        console.print("interrupted; everything that was started has been stopped")
-        raise typer.Exit(130) from None
+        console.print(
+            "interrupted; everything that was started has been stopped, and the same command "
+            "goes on from here"
+        )
+        raise typer.Exit(INTERRUPTED) from None
     report["wall_s"] = round(time.monotonic() - begun, 1)
     report["headline"].insert(0, {"label": "wall time", "value": _minutes(report["wall_s"])})
     save(report, out)
     show(report, out)
 
 
-def run(
-    factory: Factory, *, requests: int, max_steps: int | None, cases: int | None, seed: int
-) -> dict[str, Any]:
-    """Every stage in order; the cluster is gone when this returns or raises."""
-    stages = Stages()
-    with stages.stage("pull", f"{MODEL} into {factory.settings.objects}"):
-        base = factory.pull(MODEL)
-    with stages.stage("data", "a help desk from the standard library's own documentation"):
-        corpus, suite = helpdesk.build(factory.objects, helpdesk.LABELS, DATA_SEED)
-    with stages.stage("cluster", "a Ray head on this machine"):
-        factory.start()
-    try:
-        with stages.stage("tune", "LoRA on Ray Train, as a Ray job"):
-            steps = {} if max_steps is None else {"max_steps": max_steps}
-            tuned = _job(factory, "finetune", **steps)
-        with stages.stage("judge", "base and candidate on questions neither has seen"):
-            judged = _job(factory, "evaluate", name=NAME, adapter=tuned["adapter"], limit=cases)
-        with stages.stage("promote", "through the gate, or not at all"):
-            decision = factory.promote(NAME, judged["version"])
-            for reason in decision.reasons:
-                _say(reason)
-        with stages.stage("serve", "vLLM behind the gateway"):
+class Line:
+    """The demo under way: `factory` serves the teacher alone, `both` the cascade."""
+
+    def __init__(
+        self,
+        factory: Factory,
+        both: Factory,
+        requests: int,
+        max_steps: int | None,
+        cases: int | None,
+        seed: int,
+    ) -> None:
+        self.factory, self.both = factory, both
+        self.requests, self.cases, self.seed = requests, cases, seed
+        self.steps = {} if max_steps is None else {"max_steps": max_steps}
+        self.stages = Stages()
+
+    def run(self) -> dict[str, Any]:
+        """Every stage in order; the cluster is gone when this returns or raises."""
+        factory, stage = self.factory, self.stages.stage
+        with stage("pull", f"{MODEL} into {factory.settings.objects}"):
+            self.base = factory.pull(MODEL)
+        with stage("data", "a help desk from the standard library's own documentation"):
+            self.corpus, self.suite = helpdesk.build(factory.objects, helpdesk.LABELS, DATA_SEED)
+            self.prompts = helpdesk.build_prompts(factory.objects, helpdesk.LABELS, DATA_SEED)
+        with stage("cluster", "a Ray head on this machine"):
+            factory.start()
+        try:
+            report = self._teacher()
+            student = self._student() if factory.champion(NAME) else None
+            report |= self._traffic(student is not None and student["promote"]["passed"])
+        finally:
+            with stage("stop", "gateway and cluster"):
+                factory.down()
+        report |= {"student": student, "stages": self.stages.done}
+        report["headline"] = _headline(report)
+        return report
+
+    def _teacher(self) -> dict[str, Any]:
+        """Tune, judge and promote the model on its own."""
+        factory, stage = self.factory, self.stages.stage
+        with stage("tune", "LoRA on Ray Train, as a Ray job"):
+            name = self._run_name("teacher", self.base.hash)
+            tuned = _job(factory, "finetune", run_name=name, **self.steps)
+        with stage("judge", "base and candidate on questions neither has seen"):
+            judged = _job(
+                factory, "evaluate", name=NAME, adapter=tuned["adapter"], limit=self.cases
+            )
+        with stage("promote", "through the gate, or not at all"):
+            decision = self._promote(factory, NAME, judged["version"])
+        self.taught = judged["candidate" if decision.passed else "champion"]
+        reference, candidate = (
+            findings.results(factory, judged[who]) for who in ("base", "candidate")
+        )
+        return {
+            "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "machine": findings.machine(),
+            "model": {"name": MODEL, "hash": self.base.hash},
+            "data": json.loads((self.corpus.path / "card.json").read_text("utf-8")),
+            "tune": tuned | {"loss_curve": findings.loss_curve(factory, tuned["run_id"])},
+            "judge": findings.judged(reference, candidate) | {"comparison": judged["against_base"]},
+            "promote": _promotion(decision, factory, NAME, judged["version"]),
+            "lineage": findings.lineage(factory, NAME, judged["version"]),
+        }
+
+    def _student(self) -> dict[str, Any]:
+        """Distil, judge and promote the student of the champion."""
+        both, stage = self.both, self.stages.stage
+        champion = both.champion(NAME)
+        assert champion is not None
+        with stage("distil", "a third of the layers, taught by the champion"):
+            name = self._run_name("student", champion.adapter_hash, self.prompts.hash)
+            made = _job(both, "distill", run_name=name, **self.steps)
+        with stage("judge the student", "on the same questions"):
+            judged = _job(
+                both,
+                "evaluate",
+                name=STUDENT,
+                adapter=made["weights"],
+                suite=self.suite.path,
+                limit=self.cases,
+            )
+        with stage("promote the student", "through a gate of its own"):
+            decision = self._promote(both, STUDENT, judged["version"])
+        return {
+            "distil": made,
+            "judge": judged["candidate"],
+            "promote": _promotion(decision, both, STUDENT, judged["version"]),
+        }
+
+    def _traffic(self, student: bool) -> dict[str, Any]:
+        """Serve, send and account: the teacher alone, then both if there is a student."""
+        factory, both, stage = self.factory, self.both, self.stages.stage
+        # What an earlier demo left in tier 0 would answer for the models.
+        trim(factory.ledger, datetime.now(UTC), 0)
+        with stage("serve", "vLLM behind the gateway"):
             serving = factory.deploy()
-        with stages.stage("traffic", f"{requests} mixed requests"):
-            replies = _traffic(factory, serving.url, suite.path, requests, seed)
-        with stages.stage("account", "every request from the ledger"):
-            accounted = _account(factory, replies)
-    finally:
-        with stages.stage("stop", "gateway and cluster"):
-            factory.down()
-    champion = factory.champion(NAME)
-    reference, candidate = (_results(factory, judged[who]) for who in ("base", "candidate"))
-    report: dict[str, Any] = {
-        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": _machine(),
-        "model": {"name": MODEL, "hash": base.hash},
-        "data": json.loads((corpus.path / "card.json").read_text("utf-8")),
-        "tune": tuned | {"loss_curve": _loss_curve(factory, tuned["run_id"])},
-        "judge": _judged(reference, candidate) | {"comparison": judged["against_base"]},
-        "promote": {
-            "passed": decision.passed,
-            "version": judged["version"],
-            "champion": champion.version if champion else None,
-            "reasons": list(decision.reasons),
-        },
-        "stages": stages.done,
-        **accounted,
-        "lineage": _lineage(factory, judged["version"]),
+        with stage("traffic", f"{self.requests} mixed requests"):
+            sent = self._send(factory, serving.url)
+        if not student:
+            with stage("account", "every request from the ledger"):
+                return {**account(factory, sent[0]), "cascade": None}
+        with stage("calibrate", "from which confidence on the student's answer is sent"):
+            threshold = self._calibrate()
+        with stage("serve both", "the student on tier 1, its teacher on tier 2"):
+            serving = both.deploy()
+        with stage("traffic to both", "the same requests again"):
+            again = self._send(both, serving.url)
+        with stage("account", "every request from the ledger"):
+            alone, ladder = (
+                Pass(replies=replies, accounted=account(one, replies), seconds=seconds)
+                for one, (replies, seconds) in ((factory, sent), (both, again))
+            )
+        pool = next(iter(factory.settings.pools.values()))
+        compared = cascade.compared(alone, ladder, pool.nusd_per_hour)
+        return {**alone.accounted, "cascade": {**compared, **threshold, **_part(ladder)}}
+
+    def _run_name(self, who: str, *made_from: str) -> str:
+        """The name of a run that is the same if everything is that decides its result."""
+        from factory.training.distill import DistillConfig
+        from pipelines import distill, finetune
+
+        config: TrainConfig = (
+            training.load(finetune.DEFAULT_CONFIG, self.steps)
+            if who == "teacher"
+            else training.load_as(DistillConfig, distill.DEFAULT_CONFIG, self.steps)
+        )
+        decides = "\n".join([config.model_dump_json(), self.corpus.hash, *made_from])
+        return f"demo-{who}-{hashlib.sha256(decides.encode()).hexdigest()[:8]}"
+
+    def _promote(self, factory: Factory, name: str, version: int) -> GateDecision:
+        decision = factory.promote(name, version)
+        for reason in decision.reasons:
+            _say(reason)
+        return decision
+
+    def _calibrate(self) -> dict[str, Any]:
+        """Ask the student the validation split, whose answers it has not learned."""
+        split = dataset.read(self.corpus.path, ["validation"])["validation"]
+        file = self.both.settings.home / "run" / "calibration.suite"
+        write_suite(helpdesk.suite(split, helpdesk.LABELS), file)
+        target = round(self.taught["accuracy"], 3)
+        found = cascade.calibrate(self.both, file, target, lambda _: None)
+        threshold = next(iter(found.values()))
+        for reason in threshold.reasons:
+            _say(reason)
+        return {"threshold": threshold.value, "target": target, "why": list(threshold.reasons)}
+
+    def _send(self, factory: Factory, url: str) -> tuple[list[Reply], float]:
+        """Send the mix with one key per endpoint; the keys are revoked afterwards."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        from factory.ledger.keys import revoke
+
+        made = {
+            name: factory.create_key(endpoint.team, [name])
+            for name, endpoint in factory.settings.endpoints.items()
+        }
+        keys = {name: secret for name, (secret, _) in made.items()}
+        questions = mix(read_suite(self.suite.path).cases, self.requests, self.seed)
+        columns = (TextColumn("   requests"), BarColumn(), MofNCompleteColumn())
+        begun = time.monotonic()
+        try:
+            with Progress(*columns, console=console) as bar:
+                task = bar.add_task("", total=len(questions))
+                sending = send(questions, url, keys, progress=lambda _: bar.advance(task))
+                return asyncio.run(sending), time.monotonic() - begun
+        finally:
+            for _, key in made.values():
+                revoke(factory.ledger, key.key_id)
+
+
+def _promotion(decision: GateDecision, factory: Factory, name: str, version: int) -> dict[str, Any]:
+    champion = factory.champion(name)
+    return {
+        "passed": decision.passed,
+        "version": version,
+        "champion": champion.version if champion else None,
+        "reasons": list(decision.reasons),
     }
-    report["headline"] = _headline(report)
-    return report
+
+
+def _part(ladder: Pass) -> dict[str, Any]:
+    """What the page shows of the second pass beside the comparison."""
+    kept = ("tiers", "latency", "traffic", "explained")
+    return {f"{key}_of_both": ladder.accounted[key] for key in kept}
 
 
 def _job(factory: Factory, pipeline: str, **arguments: Any) -> dict[str, Any]:
@@ -173,180 +322,6 @@ def _say(text: str) -> None:
     console.print(f"   {text}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _traffic(factory: Factory, url: str, suite: Path, count: int, seed: int) -> list[Reply]:
-    """Send the mix with one key per endpoint; the keys are revoked afterwards."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    from factory.ledger.keys import revoke
-
-    made = {
-        name: factory.create_key(endpoint.team, [name])
-        for name, endpoint in factory.settings.endpoints.items()
-    }
-    keys = {name: secret for name, (secret, _) in made.items()}
-    questions = mix(read_suite(suite).cases, count, seed)
-    columns = (TextColumn("   requests"), BarColumn(), MofNCompleteColumn())
-    try:
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("", total=len(questions))
-            return asyncio.run(send(questions, url, keys, progress=lambda _: bar.advance(task)))
-    finally:
-        for _, key in made.values():
-            revoke(factory.ledger, key.key_id)
-
-
-def _account(factory: Factory, replies: Sequence[Reply]) -> dict[str, Any]:
-    """The ledger's own figures for exactly these replies, checked against what clients saw."""
-    ids = [reply.headers["x-factory-request-id"] for reply in replies if _identified(reply)]
-    recorded = [found for found in (factory.ledger.request(one) for one in ids) if found]
-    unrecorded = len(ids) - len(recorded)
-    records = [record for record, _ in recorded]
-    charges = [charge for _, parts in recorded for charge in parts]
-    from factory.ledger.report import costs_report
-
-    costs = costs_report(records, charges)
-    answered = [record for record in records if record.status == "ok"]
-    by_tier: dict[str, list[float]] = defaultdict(list)
-    for record in answered:
-        by_tier[str(record.tier)].append(record.latency_ms)
-    dearest = max(answered, key=lambda record: (len(record.reasons), record.cost_nusd))
-    explained = factory.explain(dearest.request_id)
-    return {
-        "costs": _plain(costs.as_dict()),
-        "tiers": _tiers(answered, charges),
-        "latency": {"by_tier_ms": {tier: sorted(values) for tier, values in by_tier.items()}},
-        "traffic": _kinds(replies)
-        | {"sent": len(replies), "recorded": len(records), "unrecorded": unrecorded},
-        "explained": {
-            "request_id": dearest.request_id,
-            "reasons": explained.lines(),
-        },
-    }
-
-
-def _identified(reply: Reply) -> bool:
-    return bool(reply.headers.get("x-factory-request-id"))
-
-
-def _tiers(answered: Sequence[Any], charges: Sequence[Any]) -> list[dict[str, Any]]:
-    spent: Counter[int] = Counter()
-    for charge in charges:
-        if charge.tier is not None:
-            spent[charge.tier] += charge.cost_nusd
-    names = {0: "0 · cache", 1: f"1 · {MODEL}", 2: "2 · larger open model", 3: "3 · premium"}
-    rows = []
-    for tier in sorted({record.tier for record in answered if record.tier is not None}):
-        latencies = sorted(record.latency_ms for record in answered if record.tier == tier)
-        rows.append(
-            {
-                "tier": tier,
-                "name": names[tier],
-                "requests": len(latencies),
-                "share": len(latencies) / len(answered),
-                "nusd": spent[tier],
-                "usd": usd(spent[tier]),
-                "p50_ms": _at(latencies, 0.50),
-                "p95_ms": _at(latencies, 0.95),
-            }
-        )
-    return rows
-
-
-def _kinds(replies: Sequence[Reply]) -> dict[str, Any]:
-    kinds: dict[str, list[Reply]] = defaultdict(list)
-    for reply in replies:
-        kinds[reply.request.kind].append(reply)
-    rows = [
-        {
-            "kind": kind,
-            "sent": len(group),
-            "answered": sum(one.status == 200 for one in group),
-            "correct": sum(one.correct for one in group),
-            "cached": sum(one.headers.get("x-factory-cache") == "hit" for one in group),
-            "degraded": sum(one.headers.get("x-factory-degraded") == "true" for one in group),
-        }
-        for kind, group in sorted(kinds.items())
-    ]
-    faults = {
-        reply.request.fault: {
-            "fault": reply.request.fault,
-            "status": reply.status,
-            "message": reply.error,
-        }
-        for reply in kinds.get("malformed", [])
-    }
-    unexpected = [reply for reply in replies if reply.status != reply.request.want_status]
-    return {
-        "kinds": rows,
-        "faults": list(faults.values()),
-        "unexpected": [f"{one.request.kind}: {one.status} {one.error}" for one in unexpected],
-    }
-
-
-def _results(factory: Factory, figures: Mapping[str, Any]) -> Results:
-    return factory.results(Path(figures["results"]).parent.name)
-
-
-def _judged(base: Results, candidate: Results) -> dict[str, Any]:
-    def summary(results: Results) -> dict[str, Any]:
-        found = results.summary
-        return {
-            "accuracy": found.accuracy,
-            "low": found.low,
-            "high": found.high,
-            "secondary": dict(found.secondary),
-            "p95_ms": found.p95_ms,
-        }
-
-    by_label: dict[str, list[bool]] = defaultdict(list)
-    for case in candidate.cases:
-        by_label[case.expected].append(case.score)
-    return {
-        "suite": candidate.summary.suite_name,
-        "suite_hash": candidate.summary.suite_hash,
-        "cases": candidate.summary.cases,
-        "base": summary(base),
-        "candidate": summary(candidate),
-        "by_label": {
-            label: {"cases": len(scores), "accuracy": sum(scores) / len(scores)}
-            for label, scores in by_label.items()
-        },
-        "coverage": coverage(candidate.cases),
-    }
-
-
-def coverage(cases: Sequence[CaseResult]) -> list[tuple[float, float]]:
-    """(share kept, accuracy of those kept), keeping the most confident cases first."""
-    ranked = sorted(cases, key=lambda case: case.confidence or 0.0, reverse=True)
-    right, curve = 0, []
-    for index, case in enumerate(ranked, start=1):
-        right += case.score
-        if index >= 10 or index == len(ranked):
-            curve.append((index / len(ranked), right / index))
-    return curve
-
-
-def _loss_curve(factory: Factory, run_id: str) -> list[tuple[int, float]]:
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(factory.settings.mlflow_uri)
-    history = client.get_metric_history(run_id, "loss")
-    return [(metric.step, metric.value) for metric in history]
-
-
-def _lineage(factory: Factory, version: int) -> dict[str, str]:
-    lineage = factory.registry.get(NAME, version).lineage
-    return {
-        "data": lineage.data_hash,
-        "base": f"{lineage.base_model} {lineage.base_hash}",
-        "suite": lineage.suite_hash,
-        "code": f"{lineage.code.commit}{' (dirty)' if lineage.code.dirty else ''}",
-        "seeds": json.dumps(lineage.seeds),
-        "config": json.dumps(lineage.config),
-        "versions": json.dumps(lineage.versions),
-    }
-
-
 def _headline(report: Mapping[str, Any]) -> list[dict[str, str]]:
     judge, costs = report["judge"], report["costs"]
     cached = next((row["share"] for row in report["tiers"] if row["tier"] == 0), 0.0)
@@ -364,23 +339,27 @@ def _headline(report: Mapping[str, Any]) -> list[dict[str, str]]:
             "label": "of what the top tier alone would cost",
             "value": f"{costs['cost_nusd'] / max(costs['top_tier_nusd'], 1):.2%}",
         },
+        *_saved(report["cascade"]),
     ]
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "python": platform.python_version(),
-    }
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
-
-
-def _at(ordered: Sequence[float], share: float) -> float:
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
+def _saved(found: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """What the student below its teacher changes."""
+    if found is None:
+        return []
+    teacher, both = found["teacher"], found["cascade"]
+    return [
+        {"label": "USD per 1,000 with the student below", "value": both["cost_per_1k_usd"]},
+        {"label": "saved by the student", "value": f"{found['saving']:.0%}"},
+        {
+            "label": "questions answered right, teacher and both",
+            "value": f"{teacher['accuracy']:.1%} and {both['accuracy']:.1%}",
+        },
+        {
+            "label": "answers a second, teacher and both",
+            "value": f"{teacher['answers_per_s']:.1f} and {both['answers_per_s']:.1f}",
+        },
+    ]
 
 
 def _minutes(seconds: float) -> str:
@@ -409,6 +388,12 @@ def show(report: Mapping[str, Any], out: Path) -> None:
         table.add_row(f"tier {row['name']}", f"{figures}, p50 {row['p50_ms']:.0f} ms")
     table.add_row("the same at the top tier", f"${report['costs']['top_tier_usd']}")
     table.add_row("gate", "passed" if report["promote"]["passed"] else "refused")
+    if (both := report["cascade"]) is not None:
+        for row in both["tiers_of_both"]:
+            figures = f"{row['requests']} requests, {row['share']:.1%}, ${row['usd']}"
+            table.add_row(f"both: tier {row['name']}", f"{figures}, p50 {row['p50_ms']:.0f} ms")
+    elif (student := report["student"]) is not None:
+        table.add_row("the student's gate", "; ".join(student["promote"]["reasons"]))
     table.add_row("report", f"{out / 'report.html'} and {out / 'report.json'}")
     Console(file=sys.stdout).print(table)
 

@@ -1,4 +1,4 @@
-"""The demo's page: one table, seven plots, no network needed to read it.
+"""The demo's page: tables and eight plots, no network needed to read it.
 
     html = render(report)        # report is the dictionary saved as demo/report.json
 
@@ -41,18 +41,18 @@ _STYLE = {
 
 def render(report: Mapping[str, Any]) -> str:
     """The whole page as one HTML document."""
-    plots = [
-        {"svg": _svg(draw, report), "caption": caption}
-        for draw, caption in (
-            (_accuracy, "Share of test cases answered exactly, with 95 % intervals."),
-            (_labels, "The same by module: where the tuned model is still weak."),
-            (_loss, "Training loss on the answer's tokens."),
-            (_confidence, "Accuracy when only the most confident answers are kept."),
-            (_spend, "What the traffic cost, and what it would have cost on the top tier alone."),
-            (_latency, "Share of answers that were complete after so many milliseconds."),
-            (_stages, "Where the wall time went."),
-        )
+    drawn = [
+        (_accuracy, "Share of test cases answered exactly, with 95 % intervals."),
+        (_labels, "The same by module: where the tuned model is still weak."),
+        (_loss, "Training loss on the answer's tokens."),
+        (_confidence, "Accuracy when only the most confident answers are kept."),
+        (_spend, "What the traffic cost, and what it would have cost on the top tier alone."),
+        (_latency, "Share of answers that were complete after so many milliseconds."),
+        (_stages, "Where the wall time went."),
     ]
+    if report["cascade"] is not None:
+        drawn.append((_cascade, "The same requests to the teacher alone, and to both."))
+    plots = [{"svg": _svg(draw, report), "caption": caption} for draw, caption in drawn]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     source = Path(__file__).with_name("report.html.j2").read_text("utf-8")
     return environment.from_string(source).render(report=report, plots=plots)
@@ -164,3 +164,21 @@ def _stages(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.bar_label(bars, [f"{stage['seconds']:.0f} s" for stage in stages], padding=3)
     axes.set(xlabel="seconds", title="Wall time")
     axes.margins(x=0.15)
+
+
+def _cascade(axes: Axes, report: Mapping[str, Any]) -> None:
+    found = report["cascade"]
+    names, rows = ["teacher alone", "student below it"], [found["teacher"], found["cascade"]]
+    costs = [row["cost_per_1k_nusd"] / 1e9 for row in rows]
+    bars = axes.barh(names, costs, color=[PALE, ACCENT], height=0.5)
+    axes.bar_label(
+        bars,
+        [
+            f"${cost:.6f}, {row['accuracy']:.1%} right"
+            for cost, row in zip(costs, rows, strict=True)
+        ],
+        padding=4,
+    )
+    axes.invert_yaxis()
+    axes.set(xlabel="US dollars per 1,000 answers", title="What the student saves")
+    axes.set_xlim(0, max(costs) * 1.7 or 1)

@@ -54,6 +54,50 @@ REPORT = {
         ],
     },
     "explained": {"request_id": "chatcmpl-1", "reasons": ["tier 1: the lowest tier"]},
+    "student": {
+        "distil": {"name": "helpdesk-student", "layers": [0, 2, 4]},
+        "judge": {"accuracy": 0.58},
+        "promote": {"passed": True, "version": 1, "reasons": ["accuracy 0.58 is at least 0.40"]},
+    },
+    "cascade": {
+        "teacher": {
+            "cost_per_1k_nusd": 2_000_000,
+            "cost_per_1k_usd": "0.002000000",
+            "cost_per_1k_right_usd": "0.003500000",
+            "machine_per_1k_usd": "0.000400000",
+            "accuracy": 0.61,
+            "answers_per_s": 9.5,
+            "p50_ms": 700.0,
+            "p95_ms": 1500.0,
+        },
+        "cascade": {
+            "cost_per_1k_nusd": 1_300_000,
+            "cost_per_1k_usd": "0.001300000",
+            "cost_per_1k_right_usd": "0.002300000",
+            "machine_per_1k_usd": "0.000300000",
+            "accuracy": 0.6,
+            "answers_per_s": 13.0,
+            "p50_ms": 400.0,
+            "p95_ms": 1400.0,
+        },
+        "questions": 180,
+        "difference": [-0.04, -0.01, 0.02],
+        "saving": 0.35,
+        "climbed": 40,
+        "asked_student": 160,
+        "threshold": 0.72,
+        "target": 0.61,
+        "tiers_of_both": [
+            {
+                "name": "1 · helpdesk-student",
+                "requests": 120,
+                "share": 0.6,
+                "usd": "0",
+                "p50_ms": 300,
+                "p95_ms": 600,
+            }
+        ],
+    },
     "headline": [{"label": "wall time", "value": "9 min 05 s"}],
     "lineage": {"data": "cd" * 32},
 }
@@ -63,11 +107,22 @@ def test_the_page_holds_its_figures_and_escapes_what_clients_sent() -> None:
     page = render(REPORT)
 
     assert "9 min 05 s" in page
-    assert page.count("<figure>") == 7
+    assert page.count("<figure>") == 8
     assert "<script>" not in page
     assert "http://" not in page.replace("http://www.w3.org", "").replace(
         "http://purl.org", ""
     ).replace("http://creativecommons.org", ""), "the page must need no network"
+
+
+def test_a_student_that_the_gate_refused_is_told_why() -> None:
+    refused = {"passed": False, "version": 1, "reasons": ["accuracy 0.12 is below 0.40"]}
+    report = {**REPORT, "cascade": None, "student": {"promote": refused}}
+    page = render(report)
+
+    assert page.count("<figure>") == 7
+    assert "accuracy 0.12 is below 0.40" in page
+    assert "The student was refused" in page
+    assert "The student" not in render({**report, "student": None})
 
 
 def test_both_files_are_written_whole(tmp_path: Path) -> None:
@@ -103,7 +158,7 @@ def test_a_browser_shows_every_plot_without_errors(tmp_path: Path, width: int) -
         heading = page.locator("h1").inner_text()
         browser.close()
     assert heading == "The first line, end to end"
-    assert len(boxes) == 7
+    assert len(boxes) == 8
     assert all(box and box["width"] > 200 and box["height"] > 100 for box in boxes)
     assert overflow <= 0, "nothing may stick out sideways"
     assert problems == []
