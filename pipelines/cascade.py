@@ -98,7 +98,7 @@ def calibrate(
 
     Of the answers that are sent at least `target` are right, with 95 % probability, as judged by
     `suite`, whose questions must be others than those it is measured on later. Where that cannot
-    be certified, `routing.confidence_threshold` holds. Raises `CatalogError` or
+    be certified, `routing.confidence_threshold` holds. Raises `CatalogError`, `ConfigError` or
     `EvaluationError`.
     """
     cases = factory.evaluate(suite, STUDENT, progress=progress).results.cases
@@ -124,6 +124,10 @@ def calibrate(
                 detail={"tier": 1, "threshold": found.detail()},
                 created_at=datetime.now(UTC),
             ),
+        )
+    if not calibrated:
+        raise ConfigError(
+            f"no endpoint has {STUDENT} on tier 1 and a model on tier 2; give one both tiers"
         )
     return calibrated
 

@@ -20,7 +20,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -111,6 +111,8 @@ def main(
     report["headline"].insert(0, {"label": "wall time", "value": _minutes(report["wall_s"])})
     save(report, out)
     show(report, out)
+    if report["failed"]:
+        raise typer.Exit(FAILED)
 
 
 class Line:
@@ -129,6 +131,7 @@ class Line:
         self.requests, self.cases, self.seed = requests, cases, seed
         self.steps = {} if max_steps is None else {"max_steps": max_steps}
         self.stages = Stages()
+        self.failed = ""
 
     def run(self) -> dict[str, Any]:
         """Every stage in order; the cluster is gone when this returns or raises."""
@@ -142,14 +145,26 @@ class Line:
             factory.start()
         try:
             report = self._teacher()
-            student = self._student() if factory.champion(NAME) else None
-            report |= self._traffic(student is not None and student["promote"]["passed"])
+            student = self._tried(self._student) if factory.champion(NAME) else None
+            alone = self._alone()
+            report |= alone.accounted
+            served = student is not None and student["promote"]["passed"]
+            both = self._tried(lambda: self._both(alone)) if served else None
         finally:
             with stage("stop", "gateway and cluster"):
                 factory.down()
-        report |= {"student": student, "stages": self.stages.done}
-        report["headline"] = _headline(report)
+        report |= {"student": student, "cascade": both, "stages": self.stages.done}
+        report |= {"headline": _headline(report), "failed": self.failed}
         return report
+
+    def _tried(self, step: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        """What a step of the second half found; when it fails, the first half is still reported."""
+        try:
+            return step()
+        except ERRORS as error:
+            self.failed = str(error)
+            console.print(f"   [red]error:[/red] {error}", highlight=False)
+            return None
 
     def _teacher(self) -> dict[str, Any]:
         """Tune, judge and promote the model on its own."""
@@ -203,32 +218,33 @@ class Line:
             "promote": _promotion(decision, both, STUDENT, judged["version"]),
         }
 
-    def _traffic(self, student: bool) -> dict[str, Any]:
-        """Serve, send and account: the teacher alone, then both if there is a student."""
-        factory, both, stage = self.factory, self.both, self.stages.stage
+    def _alone(self) -> Pass:
+        """Serve the teacher, send the traffic, and account for it."""
         # What an earlier demo left in tier 0 would answer for the models.
-        trim(factory.ledger, datetime.now(UTC), 0)
-        with stage("serve", "vLLM behind the gateway"):
-            serving = factory.deploy()
-        with stage("traffic", f"{self.requests} mixed requests"):
-            sent = self._send(factory, serving.url)
-        if not student:
-            with stage("account", "every request from the ledger"):
-                return {**account(factory, sent[0]), "cascade": None}
-        with stage("calibrate", "from which confidence on the student's answer is sent"):
+        trim(self.factory.ledger, datetime.now(UTC), 0)
+        with self.stages.stage("serve", "vLLM behind the gateway"):
+            serving = self.factory.deploy()
+        with self.stages.stage("traffic", f"{self.requests} mixed requests"):
+            replies, seconds = self._send(self.factory, serving.url)
+        with self.stages.stage("account", "every request from the ledger"):
+            accounted = account(self.factory, replies)
+        return Pass(replies=replies, accounted=accounted, seconds=seconds)
+
+    def _both(self, alone: Pass) -> dict[str, Any]:
+        """Serve the student below its teacher, send the same requests, and compare."""
+        with self.stages.stage(
+            "calibrate", "from which confidence on the student's answer is sent"
+        ):
             threshold = self._calibrate()
-        with stage("serve both", "the student on tier 1, its teacher on tier 2"):
-            serving = both.deploy()
-        with stage("traffic to both", "the same requests again"):
-            again = self._send(both, serving.url)
-        with stage("account", "every request from the ledger"):
-            alone, ladder = (
-                Pass(replies=replies, accounted=account(one, replies), seconds=seconds)
-                for one, (replies, seconds) in ((factory, sent), (both, again))
-            )
-        pool = next(iter(factory.settings.pools.values()))
-        compared = cascade.compared(alone, ladder, pool.nusd_per_hour)
-        return {**alone.accounted, "cascade": {**compared, **threshold, **_part(ladder)}}
+        with self.stages.stage("serve both", "the student on tier 1, its teacher on tier 2"):
+            serving = self.both.deploy()
+        with self.stages.stage("traffic to both", "the same requests again"):
+            replies, seconds = self._send(self.both, serving.url)
+        with self.stages.stage("account for both", "what the student saves"):
+            ladder = Pass(replies=replies, accounted=account(self.both, replies), seconds=seconds)
+            pool = next(iter(self.factory.settings.pools.values()))
+            compared = cascade.compared(alone, ladder, pool.nusd_per_hour)
+        return {**compared, **threshold, **_part(ladder)}
 
     def _run_name(self, who: str, *made_from: str) -> str:
         """The name of a run that is the same if everything is that decides its result."""
@@ -394,6 +410,8 @@ def show(report: Mapping[str, Any], out: Path) -> None:
             table.add_row(f"both: tier {row['name']}", f"{figures}, p50 {row['p50_ms']:.0f} ms")
     elif (student := report["student"]) is not None:
         table.add_row("the student's gate", "; ".join(student["promote"]["reasons"]))
+    if report["failed"]:
+        table.add_row("the second half failed", report["failed"])
     table.add_row("report", f"{out / 'report.html'} and {out / 'report.json'}")
     Console(file=sys.stdout).print(table)
 

@@ -123,6 +123,9 @@ def test_a_student_that_the_gate_refused_is_told_why() -> None:
     assert "accuracy 0.12 is below 0.40" in page
     assert "The student was refused" in page
     assert "The student" not in render({**report, "student": None})
+    failed = render({**report, "failed": "the gateway is not ready"})
+    assert "the gateway is not ready" in failed
+    assert "refused" not in failed.split("Kinds of requests")[0]
 
 
 def test_both_files_are_written_whole(tmp_path: Path) -> None:
