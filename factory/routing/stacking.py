@@ -40,7 +40,7 @@ def stack(outputs: Floats, good: Floats, prior: Floats) -> Floats:
         if not len(y):
             continue
         # Predictions explain little of a noisy label, so the data speak softly; so does this.
-        strength = float(np.sqrt(np.mean(x**2) * len(y) * 0.15))
+        strength = float(np.sqrt(np.mean(x**2) * len(y) * 0.5))
         tie = strength * np.eye(members)
         mix[row] = nnls(
             np.vstack([x, tie]), np.concatenate([y, np.full(members, strength / members)])
