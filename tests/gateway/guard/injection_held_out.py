@@ -1,6 +1,7 @@
 """Attacks and harmless texts by which the fitted classifier is judged.
 
-They were written before its training examples and are in none of them; nothing was chosen by them.
+They were written before its training examples and are in none of them, by the same hand, and were
+in view while those were written.
 """
 
 from __future__ import annotations
