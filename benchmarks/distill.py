@@ -31,23 +31,21 @@ from typing import Annotated, Any
 
 import typer
 
-from factory.catalog.errors import CatalogError
 from factory.catalog.objects import Object, ObjectStore
 from factory.catalog.pull import pull
-from factory.config import ConfigError, Settings
+from factory.config import Settings
 from factory.config import load as configuration
 from factory.evaluation.compare import compare
 from factory.evaluation.harness import Judged, judge
-from factory.evaluation.results import EvaluationError
-from factory.evaluation.suite import Suite, SuiteError, read
+from factory.evaluation.suite import Suite, read
 from factory.evaluation.transformers_answerer import TransformersAnswerer
 from factory.registry.versions import WEIGHTS
 from factory.training import dataset
 from factory.training.config import check_as, load_as
-from factory.training.dataset import DatasetError
 from factory.training.distill import DistillConfig
 from factory.training.errors import TrainingError
 from pipelines import distill, helpdesk
+from pipelines.closing import ERRORS
 from pipelines.engine_speed import EngineProcess
 
 MODEL, SEED = "smollm2-135m", 7
@@ -77,18 +75,13 @@ def main(
 ) -> None:
     """Measure the pilot's student. Example: python -m benchmarks.distill --rounds 5"""
     begun = time.monotonic()
+    if plot is not None and not plot.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {plot.absolute().parent} for the plot")
     try:
         settings = configuration(None).model_copy(update={"home": home.absolute()})
         settings.home.mkdir(parents=True, exist_ok=True)
         figures = measure(settings, steps, teacher_steps, rounds)
-    except (
-        CatalogError,
-        ConfigError,
-        DatasetError,
-        EvaluationError,
-        SuiteError,
-        TrainingError,
-    ) as error:
+    except (*ERRORS, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
     figures["wall_s"] = round(time.monotonic() - begun, 1)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -151,7 +152,7 @@ class Line:
             served = student is not None and student["promote"]["passed"]
             both = self._tried(lambda: self._both(alone)) if served else None
         finally:
-            with stage("stop", "gateway and cluster"):
+            with stage("stop", "gateway and cluster"), _undisturbed():
                 factory.down()
         report |= {"student": student, "cascade": both, "stages": self.stages.done}
         report |= {"headline": _headline(report), "failed": self.failed}
@@ -299,6 +300,16 @@ class Line:
         finally:
             for _, key in made.values():
                 revoke(factory.ledger, key.key_id)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C does not keep what was started from being stopped."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _promotion(decision: GateDecision, factory: Factory, name: str, version: int) -> dict[str, Any]:

@@ -13,8 +13,11 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
+
+from factory.cluster import processes
 
 WAIT_S = 15.0
 """Seconds that a driver has to end after SIGTERM."""
@@ -25,20 +28,23 @@ def end_driver(pid: int, before_ms: int) -> str:
 
     A process that began after the session did is another one with the same number.
     """
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        if process.create_time() * 1000 > before_ms + 5_000:
-            return f"process {pid} is another one by now"
-        os.kill(pid, signal.SIGTERM)
-        process.wait(WAIT_S)
-    except psutil.NoSuchProcess:
+    started = processes.started(pid)
+    if started is None:
         return ""
-    except psutil.TimeoutExpired:
-        return f"process {pid} does not end on SIGTERM"
+    if started * 1000 > before_ms + 5_000:
+        return f"process {pid} is another one by now"
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return ""
     except PermissionError:
         return f"process {pid} belongs to another user"
+    # One that has ended and was not collected by its parent has ended.
+    until = time.monotonic() + WAIT_S
+    while processes.is_same(pid, started):
+        if time.monotonic() > until:
+            return f"process {pid} does not end on SIGTERM"
+        time.sleep(0.1)
     return ""
 
 

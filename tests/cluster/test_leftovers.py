@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from factory.cluster import idle, leftovers, local
@@ -163,7 +163,7 @@ def test_a_driver_is_ended_unless_its_number_is_somebody_elses() -> None:
         assert "another one by now" in end_driver(sleeper.pid, began - 3_600_000)
         assert sleeper.poll() is None
         assert end_driver(sleeper.pid, began) == ""
-        assert not psutil.pid_exists(sleeper.pid)
+        assert sleeper.wait(1) == -signal.SIGTERM
         assert end_driver(sleeper.pid, began) == ""  # gone is ended
     finally:
         sleeper.kill()
