@@ -30,8 +30,10 @@ from factory.catalog.errors import CatalogError
 from factory.catalog.objects import ObjectStore
 from factory.catalog.pull import pull
 from factory.config import ConfigError
+from factory.evaluation.suite import SuiteError
 from factory.training import dataset
 from factory.training.dataset import DatasetError, Example
+from pipelines import helpdesk
 
 VERSION = "1.16.0"
 MODEL = "smollm2-135m"
@@ -72,17 +74,12 @@ def install(folder: Path) -> Path:
     return python
 
 
-def conversations(given: Path | None, home: Path) -> list[Example]:
-    """Examples of a messages file, or the pilot's. Raises `DatasetError`."""
+def conversations(given: Path | None, store: ObjectStore) -> list[Example]:
+    """Examples of a messages file, or the pilot's. Raises `DatasetError` or `SuiteError`."""
     if given is not None:
         return dataset.read_messages(given)
-    found = ObjectStore(home / "objects").find("datasets", "helpdesk")
-    if found is None:
-        raise DatasetError(
-            "there is no data set 'helpdesk' yet; make it (`python -m pipelines.helpdesk`) or "
-            "give a messages file by --data"
-        )
-    return dataset.read_messages(found.path / "train.jsonl")
+    data, _ = helpdesk.build(store)
+    return dataset.read_messages(data.path / "train.jsonl")
 
 
 def ours(path: Path) -> None:
@@ -196,9 +193,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--steps must be at least 2 and --rounds at least 1")
     try:
         settings = factory_config.load()
-        weights = pull(settings, MODEL, ObjectStore(settings.objects)).path
-        examples = conversations(given.data, settings.home)
-    except (CatalogError, ConfigError, DatasetError) as error:
+        store = ObjectStore(settings.objects)
+        weights = pull(settings, MODEL, store).path
+        examples = conversations(given.data, store)
+    except (CatalogError, ConfigError, DatasetError, SuiteError) as error:
         say(f"error: {error}")
         return 1
     if len(examples) < 2 * HELD_OUT:

@@ -28,10 +28,10 @@ from benchmarks.preemption import examples
 from benchmarks.stockout import CLUSTER, say
 from factory import Factory
 from factory.cluster import meter, processes
-from factory.cluster.eligibility import nusd_per_hour
+from factory.cluster.clouds.notice import Notice, drain
 from factory.cluster.local import Cluster
-from factory.cluster.notice import Notice, drain
-from factory.cluster.queue import Queue, QueuedJob
+from factory.cluster.queue.eligibility import nusd_per_hour
+from factory.cluster.queue.store import Queue, QueuedJob
 from factory.config import Settings
 from factory.ledger import spend
 from factory.ledger.nodes import counted, usage

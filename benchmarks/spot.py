@@ -11,7 +11,7 @@ began and sees which neighbours of the same region are up at this moment; nothin
 files. The references know of the past what they can use: with several zones they take the one that
 was most often up so far.
 
-Costs are those of `factory.cluster.spot` and, in the same run, of greedy, Uniform Progress,
+Costs are those of `factory.cluster.spot.policy` and, in the same run, of greedy, Uniform Progress,
 on-demand and the omniscient optimum, relative to all on-demand. `gap_closed` is the part of the way
 from the better of greedy and Uniform Progress (by mean cost at that slack) to the optimum.
 """
@@ -44,8 +44,8 @@ from benchmarks.spot_references import (
     run,
     uniform_progress,
 )
-from factory.cluster.availability import Watch
-from factory.cluster.spot import ONDEMAND, Job, Outlook, Situation
+from factory.cluster.spot.availability import Watch
+from factory.cluster.spot.policy import ONDEMAND, Job, Outlook, Situation
 
 SLACKS = (0.11, 0.25, 0.43, 0.67)
 POLICIES = ("factory", "uniform_progress", "greedy", "on_demand", "omniscient")
@@ -114,7 +114,7 @@ def groups(watch: Watch) -> dict[str, list[str]]:
 
 
 def ours(setting: Setting, planned: Any, states: Any, zones: Sequence[str], at: int) -> Policy:
-    """`factory.cluster.spot` as a policy of the references' simulator."""
+    """`factory.cluster.spot.policy` as a policy of the references' simulator."""
     unit = planned.tick_s / setting.tick
 
     def policy(now: int, work: int, held: int, coming: int) -> int:

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from factory.cluster.jobs import Job, Jobs
     from factory.cluster.local import Cluster
     from factory.cluster.placement import Placement, Work
-    from factory.cluster.queue import QueuedJob
+    from factory.cluster.queue.store import QueuedJob
     from factory.cluster.serving import Serving, Status
-    from factory.cluster.tco import Comparison as Ownership
-    from factory.cluster.tco import Plan
-    from factory.cluster.zones import ZoneState
+    from factory.cluster.spot.zones import ZoneState
+    from factory.cluster.tco.comparison import Comparison as Ownership
+    from factory.cluster.tco.comparison import Plan
     from factory.evaluation.compare import Comparison
     from factory.evaluation.harness import Judged
     from factory.evaluation.results import Results
@@ -151,7 +151,8 @@ class Factory:
 
     def start(self, *, cpus: int | None = None) -> Cluster:
         """Start the cluster alone, for jobs; `deploy` serves on it. Raises `ClusterError`."""
-        from factory.cluster import local, submission
+        from factory.cluster import local
+        from factory.cluster.queue import submission
 
         cluster = local.start(self.settings, config=self._file, cpus=cpus, progress=self._progress)
         submission.resume(self.settings, self._file)
@@ -208,8 +209,8 @@ class Factory:
         `factory.enqueue("finetune", asks={"team": "research", "cpus": 2}, max_steps=5)` starts
         when quota, budget, window and room allow it. Raises `ClusterError`.
         """
-        from factory.cluster import submission
-        from factory.cluster.spec import made, usual_cpus
+        from factory.cluster.queue import submission
+        from factory.cluster.queue.spec import made, usual_cpus
 
         module = pipeline if "." in pipeline else f"pipelines.{pipeline}"
         usual = {"team": submission.default_team(self.settings), "cpus": usual_cpus(module)}
@@ -220,7 +221,7 @@ class Factory:
 
     def follow(self, job: str, *, output: Callable[[str], object] | None = None) -> QueuedJob:
         """Follow a queued job until it has succeeded. Raises `JobError` when it did not."""
-        from factory.cluster import submission
+        from factory.cluster.queue import submission
 
         done = submission.follow(
             self.settings, self.ledger, job, output=output, say=self._progress, config=self._file
@@ -314,7 +315,7 @@ class Factory:
 
     def zones(self) -> list[ZoneState]:
         """What was seen of spot zones: who has capacity, since when, how often, for what price."""
-        from factory.cluster.zones import LONGEST, states
+        from factory.cluster.spot.zones import LONGEST, states
         from factory.ledger.keys import now
         from factory.ledger.zones import observations
 
@@ -328,7 +329,7 @@ class Factory:
         """Where `work` would run now, with every option. Raises `PlacementError`."""
         from factory.cluster.capacity import Capacity
         from factory.cluster.placement import place
-        from factory.cluster.spot_jobs import SpotJobs
+        from factory.cluster.spot.jobs import SpotJobs
         from factory.ledger.keys import now
         from factory.ledger.zones import prices
 
@@ -345,8 +346,8 @@ class Factory:
 
     def tco(self, plan: Plan | None = None) -> Ownership:
         """Own machines, a cloud and both for `plan`, at the prices of the configured pools."""
-        from factory.cluster.tco import Plan, compare
-        from factory.cluster.tco_load import priced
+        from factory.cluster.tco.comparison import Plan, compare
+        from factory.cluster.tco.load import priced
 
         return compare(priced(plan or Plan(), self.settings.pools))
 

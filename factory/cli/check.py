@@ -12,7 +12,7 @@ from factory.cli.console import Json, emit, state, table
 from factory.ledger.money import usd
 
 if TYPE_CHECKING:
-    from factory.cluster.leftovers import Found
+    from factory.cluster.idle.leftovers import Found
 
 app = typer.Typer(name="check", no_args_is_help=True, help="Checks the platform runs on itself.")
 
@@ -41,9 +41,9 @@ def idle(
 
     Example: factory check idle --dry-run
     """
-    from factory.cluster import leftovers
     from factory.cluster.errors import ClusterError
-    from factory.cluster.idle import check, stops
+    from factory.cluster.idle import leftovers
+    from factory.cluster.idle.shutdown import check, stops
 
     this = state(context)
     with this.ledger() as ledger:

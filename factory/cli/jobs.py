@@ -14,8 +14,8 @@ import typer
 from factory.cli.console import Json, State, emit, state, table
 
 if TYPE_CHECKING:
-    from factory.cluster.queue import QueuedJob
-    from factory.cluster.spec import JobSpec
+    from factory.cluster.queue.spec import JobSpec
+    from factory.cluster.queue.store import QueuedJob
     from factory.ledger.store import Ledger
 
 app = typer.Typer(name="jobs", no_args_is_help=True, help="Work on the cluster.")
@@ -68,8 +68,8 @@ def submit(
 
     Example: factory jobs submit --team research --hours 2 finetune --config finetune.yaml
     """
-    from factory.cluster import submission
-    from factory.cluster.spec import made, usual_cpus
+    from factory.cluster.queue import submission
+    from factory.cluster.queue.spec import made, usual_cpus
 
     this = state(context)
     module = module if "." in module else f"pipelines.{module}"
@@ -122,7 +122,7 @@ def list_(
     """
     from factory.cluster import local
     from factory.cluster.jobs import Jobs
-    from factory.cluster.queue import ACTIVE, Queue
+    from factory.cluster.queue.store import ACTIVE, Queue
 
     this = state(context)
     with this.ledger() as ledger:
@@ -156,8 +156,8 @@ def show(context: typer.Context, job_id: JobId, json: Json = False) -> None:
 
     Example: factory jobs show finetune-1a2b3c
     """
-    from factory.cluster.queue import Queue
-    from factory.cluster.spot_jobs import SpotJobs
+    from factory.cluster.queue.store import Queue
+    from factory.cluster.spot.jobs import SpotJobs
 
     this = state(context)
     with this.ledger() as ledger:
@@ -178,7 +178,7 @@ def zones(context: typer.Context, json: Json = False) -> None:
 
     Example: factory jobs zones
     """
-    from factory.cluster.zones import LONGEST, states
+    from factory.cluster.spot.zones import LONGEST, states
     from factory.ledger.zones import observations
 
     this, now = state(context), datetime.now(UTC)
@@ -218,9 +218,10 @@ def logs(
 
     Example: factory jobs logs finetune-1a2b3c --follow
     """
-    from factory.cluster import local, submission
+    from factory.cluster import local
     from factory.cluster.jobs import Jobs
-    from factory.cluster.queue import Queue
+    from factory.cluster.queue import submission
+    from factory.cluster.queue.store import Queue
 
     this = state(context)
     with this.ledger() as ledger:
@@ -239,7 +240,7 @@ def cancel(context: typer.Context, job_id: JobId, json: Json = False) -> None:
 
     Example: factory jobs cancel finetune-1a2b3c
     """
-    from factory.cluster import submission
+    from factory.cluster.queue import submission
 
     this = state(context)
     with this.ledger() as ledger:
@@ -262,8 +263,8 @@ def dead(
 
     Example: factory jobs dead --retry finetune-1a2b3c
     """
-    from factory.cluster import submission
-    from factory.cluster.queue import Queue
+    from factory.cluster.queue import submission
+    from factory.cluster.queue.store import Queue
 
     this = state(context)
     with this.ledger() as ledger:
@@ -307,8 +308,8 @@ def waits(
 
     Example: factory jobs waits --days 7
     """
-    from factory.cluster.queue import Queue
-    from factory.cluster.waiting import waits as measured
+    from factory.cluster.queue.store import Queue
+    from factory.cluster.queue.waiting import waits as measured
 
     with state(context).ledger() as ledger:
         found = measured(Queue(ledger).list(), datetime.now(UTC), days)
@@ -328,11 +329,11 @@ def waits(
 def _dry_run(this: State, spec: JobSpec, format_: str, json: bool) -> None:
     import yaml
 
-    from factory.cluster.eligibility import estimate_nusd, pools
-    from factory.cluster.queue import QueuedJob
-    from factory.cluster.rayjob import manifest
-    from factory.cluster.spec import check
-    from factory.cluster.spot_jobs import SpotJobs
+    from factory.cluster.queue.eligibility import estimate_nusd, pools
+    from factory.cluster.queue.rayjob import manifest
+    from factory.cluster.queue.spec import check
+    from factory.cluster.queue.store import QueuedJob
+    from factory.cluster.spot.jobs import SpotJobs
 
     now = datetime.now(UTC)
     check(spec, this.settings, now)
@@ -389,7 +390,7 @@ def _show(text: str) -> None:
 
 def _follow(this: State, ledger: Ledger, job_id: str, to_stderr: bool = False) -> QueuedJob:
     """Follow a job; an interrupt says how to come back, and leaves it in the queue."""
-    from factory.cluster import submission
+    from factory.cluster.queue import submission
 
     def show(text: str) -> None:
         typer.echo(text, nl=False, err=True) if to_stderr else _show(text)

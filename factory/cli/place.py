@@ -27,7 +27,7 @@ def place(
     from factory.cluster.placement import Work
     from factory.cluster.placement import place as decide
     from factory.cluster.specs import read
-    from factory.cluster.spot_jobs import SpotJobs
+    from factory.cluster.spot.jobs import SpotJobs
     from factory.ledger.money import usd
     from factory.ledger.zones import prices
 

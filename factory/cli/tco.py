@@ -39,9 +39,9 @@ def tco(
 
     Example: factory tco --from-ledger --plot tco.png
     """
-    from factory.cluster import tco as model
     from factory.cluster.specs import read
-    from factory.cluster.tco_load import measured, priced, usage_by_hour
+    from factory.cluster.tco import comparison as model
+    from factory.cluster.tco.load import measured, priced, usage_by_hour
 
     this = state(context)
     stated = model.Plan() if plan is None else read(plan, model.Plan)
@@ -53,7 +53,7 @@ def tco(
         stated = priced(stated, this.settings.pools)
     found = model.compare(stated)
     if plot is not None:
-        from factory.cluster.tco_plot import draw
+        from factory.cluster.tco.plot import draw
 
         draw(found, plot)
     if json:

@@ -15,9 +15,10 @@ from typing import Any
 
 import httpx
 
-from factory.cluster import local, zones
+from factory.cluster import local
 from factory.cluster.errors import ClusterError
 from factory.cluster.nodehours import Clock, Node, Use, count, node_of, resumed
+from factory.cluster.spot import zones
 from factory.config import Pool, Settings, load
 from factory.ledger.errors import LedgerUnavailable
 from factory.ledger.nodes import NodeSpan, counted, record

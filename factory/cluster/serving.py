@@ -24,8 +24,9 @@ from filelock import FileLock, Timeout
 
 from factory.catalog.objects import ObjectStore
 from factory.catalog.pull import pull
-from factory.cluster import local, ports, submission
+from factory.cluster import local, ports
 from factory.cluster.errors import ClusterError
+from factory.cluster.queue import submission
 from factory.config import ProviderSource, RegistrySource, Settings
 
 DEPLOY = (sys.executable, "-m", "serve_apps.up")

@@ -342,7 +342,7 @@ class NodeHoursRow(Base):
 
 
 class JobRow(Base):
-    """A job of the queue; see `factory.cluster.queue`."""
+    """A job of the queue; see `factory.cluster.queue.store`."""
 
     __tablename__ = "jobs"
     __table_args__ = (UniqueConstraint("order"), Index(None, "state"))

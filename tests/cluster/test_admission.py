@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.cluster.admission import Ask, Capacity, Held, Plan, admit, too_large
-from factory.cluster.quota import EPSILON, Shares
+from factory.cluster.queue.admission import Ask, Capacity, Held, Plan, admit, too_large
+from factory.cluster.queue.quota import EPSILON, Shares
 from factory.config import Quota
 
 HOME = {"home": Capacity(({"cpus": 4.0},) * 2)}

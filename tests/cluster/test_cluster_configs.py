@@ -12,9 +12,9 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from factory.cluster.provider import HybridNodeProvider
-from factory.cluster.rayjob import manifest
-from factory.cluster.spec import JobSpec
+from factory.cluster.clouds.provider import HybridNodeProvider
+from factory.cluster.queue.rayjob import manifest
+from factory.cluster.queue.spec import JobSpec
 from factory.config import MARKET_LABEL, POOL_LABEL
 from tests.conftest import default_settings
 
@@ -173,7 +173,9 @@ def test_a_hybrid_heads_home_is_never_spot_and_every_type_names_its_provider(pat
         )
         assert spot == (node["labels"][MARKET_LABEL] == "spot")
         assert (name == "onprem") == (node["labels"][MARKET_LABEL] == "on-prem")
-    assert any("factory.cluster.notice" in line for line in config["worker_start_ray_commands"])
+    assert any(
+        "factory.cluster.clouds.notice" in line for line in config["worker_start_ray_commands"]
+    )
 
 
 @pytest.mark.parametrize("document", documents())

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from factory.cluster import idle, local
-from factory.cluster.idle import Activity, check, decide, stops
+from factory.cluster import local
+from factory.cluster.idle import shutdown as idle
+from factory.cluster.idle.shutdown import Activity, check, decide, stops
 from factory.config import Idle, Settings
 from factory.ledger.schema import AUDIT
 from factory.ledger.store import open_ledger

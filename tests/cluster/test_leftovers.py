@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from factory.cluster import idle, leftovers, local
-from factory.cluster.leftovers import Thing, check, judge, left_behind, sessions, unused
-from factory.cluster.release import end_driver
+from factory.cluster import local
+from factory.cluster.idle import leftovers
+from factory.cluster.idle import shutdown as idle
+from factory.cluster.idle.leftovers import Thing, check, judge, left_behind, sessions, unused
+from factory.cluster.idle.release import end_driver
 from factory.config import Idle
 from factory.ledger.audit import events
 from factory.ledger.store import open_ledger

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from factory.cluster import idle, local, meter
+from factory.cluster import local, meter
+from factory.cluster.idle import shutdown as idle
+from factory.cluster.idle.leftovers import check
 from factory.cluster.jobs import Jobs
-from factory.cluster.leftovers import check
 from factory.config import Idle, Settings
 from factory.ledger.store import open_ledger
 

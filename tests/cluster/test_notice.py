@@ -11,8 +11,8 @@ from threading import Thread
 import httpx
 import pytest
 
+from factory.cluster.clouds.notice import Notice, read_aws, read_gcp, watch
 from factory.cluster.errors import ClusterError
-from factory.cluster.notice import Notice, read_aws, read_gcp, watch
 
 
 class Metadata(ThreadingHTTPServer):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from factory.cluster.offpeak import opens_at
-from factory.cluster.retries import Ending, judge
+from factory.cluster.queue.offpeak import opens_at
+from factory.cluster.queue.retries import Ending, judge
 from factory.config import OffPeak, Retries
 
 NIGHT = OffPeak(time_zone="Europe/Berlin", start=time(22), end=time(6))

@@ -13,11 +13,11 @@ import yaml
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.node_provider import NodeProvider
 
-from factory.cluster.caps import Caps, capped_pools
+from factory.cluster.clouds.caps import Caps, capped_pools
+from factory.cluster.clouds.price import dearest, told
+from factory.cluster.clouds.provider import HybridNodeProvider
+from factory.cluster.clouds.stock import Shelf, classify
 from factory.cluster.errors import ClusterError
-from factory.cluster.provider import HybridNodeProvider
-from factory.cluster.spot_price import dearest, told
-from factory.cluster.stock import Shelf, classify
 from factory.ledger.store import open_ledger
 from factory.ledger.zones import observations
 

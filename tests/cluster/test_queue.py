@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from factory.cluster import lease, snapshot
-from factory.cluster.controller import Controller, Tick
 from factory.cluster.errors import ClusterError, JobError
-from factory.cluster.lease import Deposed
-from factory.cluster.queue import Queue, QueuedJob
-from factory.cluster.rayjob import manifest
-from factory.cluster.runner import Seen, Sighting
-from factory.cluster.spec import JobSpec, check
-from factory.cluster.waiting import waits
+from factory.cluster.queue import lease, snapshot
+from factory.cluster.queue.controller import Controller, Tick
+from factory.cluster.queue.lease import Deposed
+from factory.cluster.queue.rayjob import manifest
+from factory.cluster.queue.runner import Seen, Sighting
+from factory.cluster.queue.spec import JobSpec, check
+from factory.cluster.queue.store import Queue, QueuedJob
+from factory.cluster.queue.waiting import waits
 from factory.config import ConfigError, Settings, parse
 from factory.ledger import alerts, budgets, spend
 from factory.ledger.store import Ledger, open_ledger

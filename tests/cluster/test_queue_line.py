@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from factory.cluster import local, processes, submission
+from factory.cluster import local, processes
 from factory.cluster.errors import JobError
-from factory.cluster.queue import Queue
-from factory.cluster.spec import JobSpec
+from factory.cluster.queue import submission
+from factory.cluster.queue.spec import JobSpec
+from factory.cluster.queue.store import Queue
 from factory.config import Settings
 from factory.ledger import spend
 from factory.ledger.schema import LEASES

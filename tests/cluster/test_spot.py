@@ -18,8 +18,8 @@ from benchmarks.spot_references import (
     run,
     uniform_progress,
 )
-from factory.cluster.availability import STATES, UP, Watch, learn
-from factory.cluster.spot import ONDEMAND, Job, Outlook, Situation
+from factory.cluster.spot.availability import STATES, UP, Watch, learn
+from factory.cluster.spot.policy import ONDEMAND, Job, Outlook, Situation
 
 TICK = 300.0
 

@@ -10,17 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from factory.cluster import moving, zones
-from factory.cluster.controller import Controller
+from factory.cluster.clouds.stockroom import Record
 from factory.cluster.meter import look
 from factory.cluster.nodehours import Node, node_of
 from factory.cluster.placement import Work, place
-from factory.cluster.queue import Queue, QueuedJob
-from factory.cluster.runner import Seen, Sighting
-from factory.cluster.spec import JobSpec
-from factory.cluster.spot import ONDEMAND
-from factory.cluster.spot_jobs import Held, SpotJobs, sides, tick_s
-from factory.cluster.stockroom import Record
+from factory.cluster.queue import moving
+from factory.cluster.queue.controller import Controller
+from factory.cluster.queue.runner import Seen, Sighting
+from factory.cluster.queue.spec import JobSpec
+from factory.cluster.queue.store import Queue, QueuedJob
+from factory.cluster.spot import zones
+from factory.cluster.spot.jobs import Held, SpotJobs, sides, tick_s
+from factory.cluster.spot.policy import ONDEMAND
 from factory.config import Settings, parse
 from factory.ledger.store import Ledger, open_ledger
 from factory.ledger.zones import Observation, observe

@@ -13,11 +13,20 @@ from typer.testing import CliRunner
 
 from factory import Factory
 from factory.cli import app
-from factory.cluster import tco_load
 from factory.cluster.errors import ClusterError
 from factory.cluster.placement import Work
-from factory.cluster.tco import SOURCES, Cloud, Load, Own, Plan, assumptions, break_even, compare
-from factory.cluster.tco_plot import draw
+from factory.cluster.tco import load as tco_load
+from factory.cluster.tco.comparison import (
+    SOURCES,
+    Cloud,
+    Load,
+    Own,
+    Plan,
+    assumptions,
+    break_even,
+    compare,
+)
+from factory.cluster.tco.plot import draw
 from factory.config import OwnPool, RentedPool
 from factory.ledger.nodes import Hold, NodeSpan, record
 from factory.ledger.store import open_ledger

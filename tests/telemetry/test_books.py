@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from factory.cluster.queue import Queue
-from factory.cluster.spec import JobSpec
+from factory.cluster.queue.spec import JobSpec
+from factory.cluster.queue.store import Queue
 from factory.config import parse
 from factory.ledger.records import ChargeRecord, RequestRecord
 from factory.ledger.store import open_ledger

@@ -17,13 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from factory.catalog.code import code_state, declaration
-from factory.cluster import eligibility, lease, local, processes, snapshot
-from factory.cluster.controller import LEASE, capacities
+from factory.cluster import local, processes
 from factory.cluster.errors import ClusterError, JobError
 from factory.cluster.jobs import Jobs
-from factory.cluster.queue import ACTIVE, ON_CLUSTER, Queue, QueuedJob
-from factory.cluster.runner import totals
-from factory.cluster.spec import JobSpec, check
+from factory.cluster.queue import eligibility, lease, snapshot
+from factory.cluster.queue.controller import LEASE, capacities
+from factory.cluster.queue.runner import totals
+from factory.cluster.queue.spec import JobSpec, check
+from factory.cluster.queue.store import ACTIVE, ON_CLUSTER, Queue, QueuedJob
 from factory.config import Settings
 from factory.ledger.store import Ledger, open_ledger
 
@@ -72,7 +73,7 @@ def drive(settings: Settings, ledger: Ledger, config: Path | None = None) -> boo
     log = settings.home / "run" / "queue.log"
     with log.open("ab") as output:
         subprocess.Popen(
-            [sys.executable, "-m", "factory.cluster.drive"],
+            [sys.executable, "-m", "factory.cluster.queue.drive"],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
 
-from factory.cluster import eligibility, zones
-from factory.cluster.availability import Watch
-from factory.cluster.eligibility import RESTART_S
 from factory.cluster.placement import SpotEstimate, Work, place
-from factory.cluster.queue import QueuedJob
-from factory.cluster.spec import JobSpec
-from factory.cluster.spot import ONDEMAND, Choice, Job, Outlook, Planned, Situation
+from factory.cluster.queue import eligibility
+from factory.cluster.queue.eligibility import RESTART_S
+from factory.cluster.queue.spec import JobSpec
+from factory.cluster.queue.store import QueuedJob
+from factory.cluster.spot import zones
+from factory.cluster.spot.availability import Watch
+from factory.cluster.spot.policy import ONDEMAND, Choice, Job, Outlook, Planned, Situation
 from factory.config import Settings
 from factory.ledger.store import Ledger
 from factory.ledger.zones import Observation, observations, prices

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import floor
 
-from factory.cluster.quota import EPSILON, Shares
+from factory.cluster.queue.quota import EPSILON, Shares
 from factory.config import RESOURCES, Resource
 
 Amounts = Mapping[Resource, float]

@@ -16,8 +16,8 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from factory.cluster.availability import Watch
 from factory.cluster.nodehours import Node
+from factory.cluster.spot.availability import Watch
 from factory.config import Pool
 from factory.ledger.zones import Observation
 

@@ -10,12 +10,12 @@ from datetime import datetime, timedelta
 from math import ceil
 from typing import TYPE_CHECKING
 
-from factory.cluster.admission import Capacity
 from factory.cluster.placement import Placement, PlacementError, Work, place
+from factory.cluster.queue.admission import Capacity
 from factory.config import Pool, Resource, Settings
 
 if TYPE_CHECKING:
-    from factory.cluster.spec import JobSpec
+    from factory.cluster.queue.spec import JobSpec
 
 
 RESTART_S = 60.0

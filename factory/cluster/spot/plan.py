@@ -18,7 +18,7 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from factory.cluster.availability import STATES, UP, Forecast, Ints
+from factory.cluster.spot.availability import STATES, UP, Forecast, Ints
 
 IDLE, SPOT, ON_DEMAND = 0, 1, 2
 LATE = 20.0

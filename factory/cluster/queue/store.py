@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, func, select
 
-from factory.cluster import lease
 from factory.cluster.errors import ClusterError
-from factory.cluster.lease import Lease
-from factory.cluster.spec import JobSpec, new_id
+from factory.cluster.queue import lease
+from factory.cluster.queue.lease import Lease
+from factory.cluster.queue.spec import JobSpec, new_id
 from factory.config import Budget
 from factory.ledger import alerts, budgets, spend
 from factory.ledger.alerts import Alert

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
-from factory.cluster import eligibility
-from factory.cluster.queue import QueuedJob
-from factory.cluster.runner import Seen
-from factory.cluster.spot import ONDEMAND
-from factory.cluster.spot_jobs import Held, SpotJobs
+from factory.cluster.queue import eligibility
+from factory.cluster.queue.runner import Seen
+from factory.cluster.queue.store import QueuedJob
+from factory.cluster.spot.jobs import Held, SpotJobs
+from factory.cluster.spot.policy import ONDEMAND
 from factory.config import Settings
 
 

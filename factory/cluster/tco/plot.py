@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from factory.cluster.errors import ClusterError
-from factory.cluster.tco import Comparison, curves
+from factory.cluster.tco.comparison import Comparison, curves
 
 _COLOURS = {"onprem": "#1b6e53", "cloud": "#c2571a", "hybrid": "#3c5a99"}
 _SHOWN = 10

@@ -24,7 +24,7 @@ from sqlalchemy import func, select
 
 from factory.cluster import local, serving
 from factory.cluster.errors import ClusterError
-from factory.cluster.idle import Decision, seal_stop, span
+from factory.cluster.idle.shutdown import Decision, seal_stop, span
 from factory.cluster.meter import MOST, asked, table
 from factory.cluster.meter import jobs as ray_jobs
 from factory.cluster.nodehours import Node, Use, node_of
@@ -351,7 +351,7 @@ def _moment(milliseconds: object) -> datetime | None:
 def _release(settings: Settings, cluster: local.Cluster, things: Sequence[Thing]) -> dict[str, str]:
     """Stop things in a process that joins the cluster; why each that failed did."""
     wanted = json.dumps([{"key": thing.key, **(thing.stop or {})} for thing in things])
-    command = [sys.executable, "-m", "factory.cluster.release", "--address", cluster.address]
+    command = [sys.executable, "-m", "factory.cluster.idle.release", "--address", cluster.address]
     try:
         done = subprocess.run(
             command,

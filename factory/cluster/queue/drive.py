@@ -1,4 +1,4 @@
-"""The queue's controller as a process: `python -m factory.cluster.drive [--forever]`.
+"""The queue's controller as a process: `python -m factory.cluster.queue.drive [--forever]`.
 
 Ends by itself when nothing was to do for 30 s; with `--forever` (for systemd) only on SIGTERM.
 """
@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from factory.cluster import local, snapshot
-from factory.cluster.controller import Controller, Tick
-from factory.cluster.queue import ACTIVE, Queue
-from factory.cluster.runner import RayRunner, Runner
+from factory.cluster import local
+from factory.cluster.queue import snapshot
+from factory.cluster.queue.controller import Controller, Tick
+from factory.cluster.queue.runner import RayRunner, Runner
+from factory.cluster.queue.store import ACTIVE, Queue
 from factory.config import Settings, find, load
 from factory.ledger.errors import LedgerUnavailable
 from factory.ledger.store import Ledger, open_ledger

@@ -15,7 +15,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from factory.cluster.spec import JobSpec, new_id
+from factory.cluster.queue.spec import JobSpec, new_id
 from factory.config import MARKET_LABEL, Settings
 
 IMAGE = "rayproject/ray:2.60.0-py311"

@@ -1,7 +1,7 @@
 """Ends idle things from inside the cluster: a process of its own, since it joins Ray.
 
     echo '[{"key": "actor 1a", "actor": "index", "namespace": "x"}]' |
-        python -m factory.cluster.release --address 127.0.0.1:6379
+        python -m factory.cluster.idle.release --address 127.0.0.1:6379
 
 Its last line is a JSON object: why each thing that could not be ended was not.
 """

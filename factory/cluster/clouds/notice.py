@@ -1,6 +1,6 @@
 """From a cloud's word that a machine will be taken away to Ray's draining of the node.
 
-    python -m factory.cluster.notice --cloud aws --address 10.0.0.1:6379     # on every spot node
+    python -m factory.cluster.clouds.notice --cloud aws --address 10.0.0.1:6379   # on spot nodes
 
 AWS answers `spot/instance-action` with the action and its time, GCP `instance/preempted` with TRUE
 and gives 30 s. Ray then stops scheduling on the node, and Ray Train's workers learn of it through

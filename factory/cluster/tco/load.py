@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import select
 
 from factory.cluster.errors import ClusterError
-from factory.cluster.tco import Load, Plan
+from factory.cluster.tco.comparison import Load, Plan
 from factory.config import HOURS_PER_MONTH, NANO, OwnPool, Pool, RentedPool
 from factory.config.pools import default_pools
 from factory.ledger.schema import NODE_HOURS

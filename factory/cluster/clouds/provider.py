@@ -2,7 +2,7 @@
 
     provider:
       type: external
-      module: factory.cluster.provider.HybridNodeProvider
+      module: factory.cluster.clouds.provider.HybridNodeProvider
       ledger: sqlite:////opt/factory/.factory/factory.db      # optional: what was in stock, when
       providers:
         onprem: {type: local, head_ip: 10.0.0.1, worker_ips: [10.0.0.2, 10.0.0.3]}
@@ -30,11 +30,11 @@ from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.node_provider import NodeProvider
 from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
-from factory.cluster.caps import Caps
+from factory.cluster.clouds.caps import Caps
+from factory.cluster.clouds.price import told
+from factory.cluster.clouds.stock import Shelf, classify
+from factory.cluster.clouds.stockroom import Record
 from factory.cluster.errors import ClusterError
-from factory.cluster.spot_price import told
-from factory.cluster.stock import Shelf, classify
-from factory.cluster.stockroom import Record
 from factory.config import ZONE_LABEL
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
 
-from factory.cluster.queue import QueuedJob
+from factory.cluster.queue.store import QueuedJob
 
 
 @dataclass(frozen=True, slots=True)

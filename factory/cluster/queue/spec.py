@@ -18,12 +18,12 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, Field, ValidationError, field_validator
 
-from factory.cluster import eligibility
-from factory.cluster.admission import Amounts, Ask, Capacity, too_large
 from factory.cluster.errors import JobError
-from factory.cluster.offpeak import opens_at
 from factory.cluster.placement import PlacementError
-from factory.cluster.quota import Shares
+from factory.cluster.queue import eligibility
+from factory.cluster.queue.admission import Amounts, Ask, Capacity, too_large
+from factory.cluster.queue.offpeak import opens_at
+from factory.cluster.queue.quota import Shares
 from factory.config import Settings, WorkClass
 from factory.config.pools import Residency
 from factory.config.section import Name, Section

@@ -1,6 +1,6 @@
 """The queue's controller: one at a time looks at the jobs, decides, and acts.
 
-    python -m factory.cluster.drive               # what `factory jobs submit` starts when needed
+    python -m factory.cluster.queue.drive       # what `factory jobs submit` starts when needed
     Controller(settings, ledger, connect).tick(now)
 
 It may be killed at any moment. What it decides is written before it is done, under a lease that
@@ -19,17 +19,17 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from math import ceil
 
-from factory.cluster import eligibility, lease, moving
-from factory.cluster.admission import Capacity, Held, Plan, admit
 from factory.cluster.errors import ClusterError
-from factory.cluster.lease import Deposed, Lease
-from factory.cluster.offpeak import opens_at
-from factory.cluster.queue import ACTIVE, ON_CLUSTER, Queue, QueuedJob
-from factory.cluster.quota import Shares
-from factory.cluster.retries import Ending, judge
-from factory.cluster.runner import Runner, Seen
-from factory.cluster.spec import ask, forced
-from factory.cluster.spot_jobs import SpotJobs, worked
+from factory.cluster.queue import eligibility, lease, moving
+from factory.cluster.queue.admission import Capacity, Held, Plan, admit
+from factory.cluster.queue.lease import Deposed, Lease
+from factory.cluster.queue.offpeak import opens_at
+from factory.cluster.queue.quota import Shares
+from factory.cluster.queue.retries import Ending, judge
+from factory.cluster.queue.runner import Runner, Seen
+from factory.cluster.queue.spec import ask, forced
+from factory.cluster.queue.store import ACTIVE, ON_CLUSTER, Queue, QueuedJob
+from factory.cluster.spot.jobs import SpotJobs, worked
 from factory.config import RESOURCES, Resource, Settings
 from factory.ledger.alerts import Alert
 from factory.ledger.budgets import Standing, status

@@ -16,12 +16,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from factory.cluster import local, snapshot
-from factory.cluster.caps import capped_pools
+from factory.cluster import local
+from factory.cluster.clouds.caps import capped_pools
 from factory.cluster.errors import ClusterError
 from factory.cluster.jobs import Job, Jobs
 from factory.cluster.local import Cluster
-from factory.cluster.queue import QueuedJob
+from factory.cluster.queue import snapshot
+from factory.cluster.queue.store import QueuedJob
 from factory.config import POOL_LABEL, ZONE_LABEL, OwnPool, Resource, Settings
 
 JOB_ID = "FACTORY_JOB_ID"

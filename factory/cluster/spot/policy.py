@@ -21,9 +21,9 @@ from typing import Literal
 
 import numpy as np
 
-from factory.cluster import spot_plan
-from factory.cluster.availability import UP, Floats, Forecast, Ints, Watch, learn
-from factory.cluster.spot_plan import IDLE, SPOT, Plan
+from factory.cluster.spot import plan as spot_plan
+from factory.cluster.spot.availability import UP, Floats, Forecast, Ints, Watch, learn
+from factory.cluster.spot.plan import IDLE, SPOT, Plan
 
 ONDEMAND: Literal["on-demand"] = "on-demand"
 """What is held when it is not a zone's spot node."""

@@ -22,8 +22,8 @@ from sqlalchemy import func, select
 from factory.cluster import local, serving
 from factory.cluster.errors import ClusterError
 from factory.cluster.jobs import Jobs
-from factory.cluster.queue import ACTIVE, Queue
-from factory.cluster.runner import totals
+from factory.cluster.queue.runner import totals
+from factory.cluster.queue.store import ACTIVE, Queue
 from factory.config import Idle, Settings
 from factory.ledger.audit import Event, seal
 from factory.ledger.money import usd

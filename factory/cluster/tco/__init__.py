@@ -1,0 +1,1 @@
+"""Total cost of ownership: own machines, a cloud, or both, for the load the ledger has seen."""
