@@ -36,7 +36,7 @@ from factory.training.worker import enter
 
 _PROMPT = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.4",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
 }
 """Ray Train's own intervals, shortened: a notice may leave only seconds."""
@@ -277,6 +277,8 @@ def _start(
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    from factory.training.backend import Prompt
+
     for name, value in _PROMPT.items():
         os.environ.setdefault(name, value)
     run = RunFolder(Path(task.run))
@@ -291,6 +293,7 @@ def _start(
             resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})},
             label_selector={**(label_selector(os.environ) or {}), **staying(leaving)} or None,
         ),
+        torch_config=Prompt(),
         run_config=RunConfig(name="train", storage_path=str(storage)),
     )
     nodes = _alive()
