@@ -186,7 +186,7 @@ def engine(url: str, bare: str, key: str, seconds: float) -> dict[str, Any]:
 
 
 def main(
-    seconds: Annotated[float, typer.Option(help="Length of one measurement.")] = 8.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of one measurement.")] = 8.0,
     litellm_venv: Annotated[
         Path | None, typer.Option(help="Where LiteLLM is, or is to be installed.")
     ] = None,
