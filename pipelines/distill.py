@@ -1,7 +1,9 @@
 """Distil a teacher into a smaller student on Ray Train.
 
-    python -m pipelines.distill                                       # the default job config
+    python -m pipelines.distill                                      # the default job config
     python -m pipelines.distill --teacher helpdesk@champion --student-layers 10 --max-steps 300
+    python -m pipelines.distill --dry-run                            # tokens, memory, time, dollars
+    python -m pipelines.distill --schema                             # every argument, JSON Schema
     ray job submit --working-dir . -- python -m pipelines.distill --run-name student-1
 
 The teacher is a version of the registry (adapters are folded into their base), a catalog entry or
@@ -20,12 +22,10 @@ import argparse
 import hashlib
 import json
 import logging
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -34,19 +34,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from factory import config as factory_config
-from factory.catalog import pull
 from factory.catalog.objects import Object, ObjectStore
 from factory.config import Settings
-from factory.ledger.store import open_ledger
-from factory.registry.versions import WEIGHTS, Registry
-from factory.training import dataset, distill, student
+from factory.registry.versions import WEIGHTS
+from factory.training import dataset, distill, estimate
 from factory.training.config import load_as
 from factory.training.distill import DistillConfig
 from factory.training.errors import TrainingError
+from factory.training.estimate import Estimate
 from factory.training.loop import Summary
-from factory.training.merge import merge
 from factory.training.run import RunFolder
-from factory.training.teaching import shared_vocabulary
 from factory.training.tracking import Tracked
 from factory.training.train import Task, free_cpus, launch
 from factory.training.watch import Bar, Watch
@@ -55,117 +52,15 @@ from pipelines.finetune import (
     Say,
     add_flags,
     figures,
-    find_base,
-    find_data,
     ray_cluster,
     run_name,
     share_of_cpus,
     to_stderr,
 )
-from pipelines.taught import Teacher, find_prompts, teach_data
+from pipelines.lesson import Lesson, Start, foresee, plan
+from pipelines.taught import teach_data
 
 DEFAULT_CONFIG = Path(__file__).with_name("distill.yaml")
-
-_VERSION = re.compile(r"(?P<name>[\w.-]+)@(?P<version>champion|\d+)")
-
-
-def find_teacher(settings: Settings, store: ObjectStore, wanted: str) -> Teacher:
-    """The weights that teach: of the registry, of the catalog, or in a folder.
-
-    An adapter is folded into its base. Raises `TrainingError`, `RegistryError` or `CatalogError`.
-    """
-    if found := _VERSION.fullmatch(wanted):
-        return _registered(settings, store, found["name"], found["version"])
-    if wanted in settings.models:
-        weights = pull.find(settings, wanted, store)
-        if weights is None:
-            raise TrainingError(
-                f"model '{wanted}' is not in the object store; run `factory models pull {wanted}`"
-            )
-        revision = str(weights.meta.get("revision") or weights.hash)
-        return _teacher(wanted, weights, wanted, weights.hash, revision)
-    base = find_base(settings, store, wanted)
-    return Teacher(
-        name=base.name,
-        path=base.folder,
-        hash=base.revision,
-        base_model=base.name,
-        base_hash=base.revision,
-        base_revision=base.revision,
-    )
-
-
-def _registered(settings: Settings, store: ObjectStore, name: str, which: str) -> Teacher:
-    with closing(open_ledger(settings.database_url)) as ledger:
-        registry = Registry(settings, ledger)
-        if which == "champion":
-            version = registry.champion(name)
-            if version is None:
-                raise TrainingError(
-                    f"no version of '{name}' is promoted; evaluate and promote one first, or name "
-                    f"a version as {name}@NUMBER"
-                )
-        else:
-            version = registry.get(name, int(which))
-        weights = registry.weights(name, version.version)
-    line = version.lineage
-    if not version.whole:
-        base = store.get(pull.KIND, line.base_model, line.base_hash)
-        weights = merge(store, base, version.path, version.adapter_hash)
-    label = f"{name}@{version.version}"
-    found = _teacher(label, weights, line.base_model, line.base_hash, line.base_revision)
-    return replace(found, data_hash=line.data_hash)
-
-
-def _teacher(
-    name: str, weights: Object, base_model: str, base_hash: str, base_revision: str
-) -> Teacher:
-    return Teacher(
-        name=name,
-        path=weights.path,
-        hash=weights.hash,
-        base_model=base_model,
-        base_hash=base_hash,
-        base_revision=base_revision,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """The weights a student starts from."""
-
-    path: Path
-    hash: str
-    layers: tuple[int, ...] | None
-    """Which of the teacher's; None for a student that was given."""
-
-
-def find_student(
-    settings: Settings, store: ObjectStore, teacher: Teacher, config: DistillConfig
-) -> Start:
-    """The student that was given, or one cut from the teacher, found or made.
-
-    Raises `TrainingError`.
-    """
-    if config.student is not None:
-        given = find_base(settings, store, config.student)
-        return Start(path=given.folder, hash=given.revision, layers=None)
-    total = json.loads((teacher.path / "config.json").read_text("utf-8")).get("num_hidden_layers")
-    wanted = config.student_layers
-    if isinstance(wanted, int):
-        wanted = list(student.choose_layers(int(total or 0), wanted, config.student_layer_choice))
-    meta = {"teacher": teacher.hash, "layers": wanted}
-    name = f"{teacher.base_model}-{len(wanted)}-layers"
-    for item in store.list("students"):
-        if item.name == name and all(item.meta.get(key) == meta[key] for key in meta):
-            return Start(path=item.path, hash=item.hash, layers=tuple(wanted))
-
-    def fill(folder: Path) -> dict[str, Any]:
-        cut = student.make_student(teacher.path, wanted, folder)
-        return {"parameters": cut.parameters, "teacher_parameters": cut.teacher_parameters}
-
-    made = store.put("students", name, fill, meta)
-    return Start(path=made.path, hash=made.hash, layers=tuple(wanted))
 
 
 def run(
@@ -189,19 +84,47 @@ def run(
         ) from error
 
 
+def estimated(settings: Settings, lesson: Lesson) -> tuple[Estimate, list[str]]:
+    """What a run will take, and that in words. Raises as `foresee` does."""
+    found, name = foresee(settings, lesson), f"{lesson.learner} of {lesson.teacher.name}"
+    return found, estimate.table(found, name, lesson.corpus.name)
+
+
+def dry_run(settings: Settings, config: DistillConfig, say: Say = to_stderr) -> dict[str, Any]:
+    """Say what a run would take and start nothing. Raises as `run` does."""
+    lesson = plan(settings, config)
+    found, lines = estimated(settings, lesson)
+    for text in lines:
+        say(text)
+    return {
+        "dry_run": True,
+        "teacher": lesson.teacher.name,
+        "teacher_hash": lesson.teacher.hash,
+        "layers": lesson.start.layers,
+        "data_hash": lesson.corpus.hash,
+        "prompts": len(lesson.prompts),
+        **estimate.plain(found),
+    }
+
+
 def _run(
     settings: Settings, config: DistillConfig, label: str, folder: RunFolder, say: Say
 ) -> dict[str, Any]:
     store = ObjectStore(settings.objects)
-    teacher = find_teacher(settings, store, config.teacher)
-    start = find_student(settings, store, teacher, config)
-    if config.distillation != "sequence":
-        _check_vocabulary(teacher.path, start.path)
-    say(f"run {folder.root.name}: {teacher.name} teaches {_shape(start)}, under {folder.root}")
-    corpus = find_data(store, config.dataset)
-    prompts = find_prompts(store, config.prompts)
+    lesson = plan(settings, config)
+    for text in estimated(settings, lesson)[1]:
+        say(text)
+    teacher, start, corpus = lesson.teacher, lesson.start, lesson.corpus
+    say(f"run {folder.root.name}: {teacher.name} teaches {lesson.learner}, under {folder.root}")
     taught = teach_data(
-        store, teacher, corpus.name, corpus.folder, prompts, config, settings.home / "taught", say
+        store,
+        teacher,
+        corpus.name,
+        corpus.folder,
+        lesson.prompts,
+        config,
+        settings.home / "taught",
+        say,
     )
     card = dataset.read_card(taught.path)
     origin = {
@@ -333,22 +256,6 @@ def _train(
             return launch(task, cpus, gpu, work=distill.run_distillation, kind=DistillConfig)
 
 
-def _check_vocabulary(teacher: Path, student: Path) -> None:
-    """Raises `TrainingError` when logits of the two cannot be compared."""
-    from transformers import AutoTokenizer
-
-    shared_vocabulary(
-        AutoTokenizer.from_pretrained(teacher, local_files_only=True),
-        AutoTokenizer.from_pretrained(student, local_files_only=True),
-    )
-
-
-def _shape(start: Start) -> str:
-    if start.layers is None:
-        return f"the student in {start.path}"
-    return f"a student of its layers {', '.join(map(str, start.layers))}"
-
-
 def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target, dirs_exist_ok=True)
 
@@ -362,6 +269,8 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="job config, YAML")
     result.add_argument("--run-name", help="name of the run; an existing one is resumed")
+    result.add_argument("--dry-run", action="store_true", help="say what it will take, and stop")
+    result.add_argument("--schema", action="store_true", help="print the arguments' JSON Schema")
     add_flags(result, DistillConfig)
     return result
 
@@ -370,11 +279,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     given = vars(parser().parse_args(argv))
     path, name = given.pop("config"), given.pop("run_name")
+    dry, schema = given.pop("dry_run"), given.pop("schema")
+    if schema:
+        print(json.dumps(DistillConfig.model_json_schema(), indent=2))
+        return 0
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    return closed(
-        lambda: run(factory_config.load(), load_as(DistillConfig, path, given), name),
-        interrupted=GOES_ON,
-    )
+
+    def job() -> dict[str, Any]:
+        config, settings = load_as(DistillConfig, path, given), factory_config.load()
+        return dry_run(settings, config) if dry else run(settings, config, name)
+
+    return closed(job, interrupted=GOES_ON)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -220,7 +220,8 @@ def load_as(kind: type[Config], path: Path, overrides: Mapping[str, Any] | None 
         raise TrainingError(f"cannot read the job config '{path}': {error}") from error
     if not isinstance(raw, dict | None):
         raise TrainingError(f"{path} must be a mapping of arguments such as learning_rate")
-    return check_as(kind, {**(raw or {}), **(overrides or {})}, str(path))
+    flags = overrides or {}
+    return check_as(kind, {**(raw or {}), **flags}, str(path), flags)
 
 
 def check(values: Mapping[str, Any], name: str) -> TrainConfig:
@@ -228,12 +229,19 @@ def check(values: Mapping[str, Any], name: str) -> TrainConfig:
     return check_as(TrainConfig, values, name)
 
 
-def check_as(kind: type[Config], values: Mapping[str, Any], name: str) -> Config:
-    """The same for arguments of a kind that has more of them. Raises `TrainingError`."""
+def check_as(
+    kind: type[Config], values: Mapping[str, Any], name: str, flags: Container[str] = ()
+) -> Config:
+    """The same for arguments of a kind that has more of them; `flags` are those of the command.
+
+    Raises `TrainingError`.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         item = error.errors()[0]
+        if item["loc"] and item["loc"][0] in flags:
+            name = "the command line"
         where = ".".join(str(part) for part in item["loc"]) or "the arguments"
         if item["type"] == "extra_forbidden":
             known = ", ".join(sorted(kind.model_fields))

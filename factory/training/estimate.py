@@ -84,6 +84,14 @@ class Workload:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Beside:
+    """What another model computes and holds in the same run: a teacher."""
+
+    flops: float = 0.0
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
     """What a run takes in one pool."""
 
@@ -180,6 +188,14 @@ def flops(config: TrainConfig, shape: Shape, work: Workload) -> float:
     return work.rows * shape.in_layers * (2.0 + backward + again) + work.learned * head * 4.0
 
 
+def reading(shape: Shape, tokens: int, answered: int) -> float:
+    """Floating-point operations of a forward pass over `tokens`, `answered` of which get logits.
+
+    Two a parameter and token (Kaplan et al. 2020, section 2.1).
+    """
+    return 2.0 * (tokens * shape.in_layers + answered * shape.hidden * shape.vocabulary)
+
+
 def memory(config: TrainConfig, shape: Shape, work: Workload) -> int:
     """Bytes one worker holds at the highest."""
     frozen = shape.parameters - (0 if config.use_peft else shape.trainable)
@@ -223,13 +239,18 @@ def estimate(
     flops_per_core: float,
     cores: int,
     pools: Mapping[str, OwnPool | RentedPool],
+    beside: Beside = Beside(),  # noqa: B008: frozen
 ) -> Estimate:
-    """What a run takes here and in each pool; a worker has a node of the pool to itself."""
+    """What a run takes here and in each pool; a worker has a node of the pool to itself.
+
+    What is computed `beside` it is outside of a budget of seconds, and not shared by the workers.
+    """
     total = flops(config, shape, work) / config.most_workers
     budget = config.max_train_seconds
 
     def seconds(rate: float) -> float:
-        return min(total / rate, budget or math.inf) if total else (budget or 0.0)
+        training = min(total / rate, budget or math.inf) if total else (budget or 0.0)
+        return training + beside.flops / rate
 
     places = []
     for name, pool in pools.items():
@@ -241,7 +262,7 @@ def estimate(
         method=config.method,
         shape=shape,
         workload=work,
-        memory_bytes=memory(config, shape, work),
+        memory_bytes=memory(config, shape, work) + beside.memory_bytes,
         seconds=seconds(flops_per_core * cores * EFFICIENCY / config.most_workers),
         places=tuple(sorted(places, key=lambda place: (place.nusd, place.pool))),
     )
@@ -275,6 +296,11 @@ def refuse_what_cannot_be(
             f"{config.full_tuning_min_examples} are asked for;{instead} set use_peft, or lower "
             "full_tuning_min_examples"
         )
+    refuse_what_does_not_fit(found, memory_bytes)
+
+
+def refuse_what_does_not_fit(found: Estimate, memory_bytes: int) -> None:
+    """Raises `TrainingError` for a run that does not fit `memory_bytes`."""
     if found.memory_bytes > memory_bytes:
         raise TrainingError(
             f"the run needs about {found.memory_bytes / 2**30:.1f} GiB a worker and there are "

@@ -19,7 +19,7 @@ from factory.training.config import check_as
 from factory.training.dataset import DatasetError
 from factory.training.distill import DistillConfig
 from factory.training.errors import TrainingError
-from pipelines import distill, finetune
+from pipelines import distill, finetune, lesson
 from pipelines.taught import find_prompts, teach_data
 from tests.training import tiny
 
@@ -92,7 +92,7 @@ def test_a_student_ends_in_the_object_store_and_what_was_taught_is_kept(
     (taught,) = store.list("taught")
     said: list[str] = []
     teacher, corpus = (
-        distill.find_teacher(settings, store, str(model)),
+        lesson.find_teacher(settings, store, str(model)),
         finetune.find_data(store, str(data)),
     )
     again = teach_data(
@@ -124,7 +124,7 @@ def test_answers_are_kept_with_their_distributions_and_judged_questions_left_out
         for name, part in split.items()
     }
     dataset.write(free, unlabelled, dataset.card(unlabelled, name="free"))
-    teacher = distill.find_teacher(settings, store, str(model))
+    teacher = lesson.find_teacher(settings, store, str(model))
     config = arguments(model, free)
     said: list[str] = []
     made = teach_data(store, teacher, "free", free, asked, config, tmp_path / "work", said.append)
@@ -143,12 +143,35 @@ def test_answers_are_kept_with_their_distributions_and_judged_questions_left_out
 def test_what_cannot_teach_is_named(settings: Settings, model: Path, data: Path) -> None:
     store = ObjectStore(settings.objects)
     with pytest.raises(TrainingError, match="is not in the object store"):
-        distill.find_teacher(settings, store, "smollm2-135m")
+        lesson.find_teacher(settings, store, "smollm2-135m")
     with pytest.raises(TrainingError, match="neither in the catalog"):
-        distill.find_teacher(settings, store, "nothing")
+        lesson.find_teacher(settings, store, "nothing")
     with pytest.raises(DatasetError, match="there are no prompts 'nobody'"):
         find_prompts(store, "nobody")
-    teacher = distill.find_teacher(settings, store, str(model))
+    teacher = lesson.find_teacher(settings, store, str(model))
     with pytest.raises(TrainingError, match="5 layers cannot be made from 2"):
-        distill.find_student(settings, store, teacher, arguments(model, data, student_layers=5))
+        lesson.find_student(settings, store, teacher, arguments(model, data, student_layers=5))
     assert store.list("students") == []
+
+
+def test_a_dry_run_says_what_teacher_and_student_will_take_and_trains_nothing(
+    settings: Settings, model: Path, data: Path, prompts: Path
+) -> None:
+    said: list[str] = []
+    alone = distill.dry_run(settings, arguments(model, data), said.append)
+    more = distill.dry_run(settings, arguments(model, data, prompts=str(prompts)), said.append)
+    beside = distill.dry_run(settings, arguments(model, data, distillation="on_policy"))
+    assert alone["dry_run"] and alone["steps"] == 6 and alone["layers"] == (0,)
+    assert 0 < alone["trainable"] < alone["parameters"]
+    assert more["examples"] == alone["examples"] + 6
+    assert beside["memory_bytes"] > alone["memory_bytes"]
+    assert set(alone["cost_nusd"]) == set(settings.pools)
+    assert any(line.startswith("cost") for line in said)
+    store = ObjectStore(settings.objects)
+    assert not store.list("weights") and not store.list("taught")
+    assert not (settings.home / "runs").exists()
+
+
+def test_a_wrong_flag_is_not_blamed_on_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert distill.main(["--lmbda", "5"]) == 1
+    assert "the command line: lmbda" in capsys.readouterr().err

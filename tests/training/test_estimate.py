@@ -132,3 +132,23 @@ def test_the_table_names_everything() -> None:
 
 def test_a_matrix_product_has_a_rate() -> None:
     assert estimate.matrix_rate(bf16=False, seconds=0.01) > 1e8
+
+
+def test_a_teacher_beside_the_run_costs_its_passes_and_its_memory() -> None:
+    job, rate = config(), 1e11
+    passes = estimate.reading(SHAPE, 1000, 100)
+    assert passes == 2 * (1000 * SHAPE.in_layers + 100 * SHAPE.hidden * SHAPE.vocabulary)
+    taught = estimate.estimate(
+        job,
+        SHAPE,
+        WORK,
+        flops_per_core=rate,
+        cores=2,
+        pools=POOLS,
+        beside=estimate.Beside(flops=passes, memory_bytes=10),
+    )
+    alone = foreseen(job)
+    extra = passes / (rate * 2 * estimate.EFFICIENCY)
+    assert taught.seconds == pytest.approx(alone.seconds + extra)
+    assert taught.memory_bytes == alone.memory_bytes + 10
+    assert all(a.nusd >= b.nusd for a, b in zip(taught.places, alone.places, strict=True))
