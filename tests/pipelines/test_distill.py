@@ -161,14 +161,14 @@ def test_a_dry_run_says_what_teacher_and_student_will_take_and_trains_nothing(
     alone = distill.dry_run(settings, arguments(model, data), said.append)
     more = distill.dry_run(settings, arguments(model, data, prompts=str(prompts)), said.append)
     beside = distill.dry_run(settings, arguments(model, data, distillation="on_policy"))
-    assert alone["dry_run"] and alone["steps"] == 6 and alone["layers"] == (0,)
+    assert (alone["dry_run"], alone["steps"], alone["layers"]) == (True, 6, (0,))
     assert 0 < alone["trainable"] < alone["parameters"]
     assert more["examples"] == alone["examples"] + 6
     assert beside["memory_bytes"] > alone["memory_bytes"]
     assert set(alone["cost_nusd"]) == set(settings.pools)
     assert any(line.startswith("cost") for line in said)
     store = ObjectStore(settings.objects)
-    assert not store.list("weights") and not store.list("taught")
+    assert [*store.list("weights"), *store.list("taught")] == []
     assert not (settings.home / "runs").exists()
 
 
