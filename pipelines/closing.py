@@ -63,5 +63,5 @@ def closed(
 
 
 def gate_code(line: Mapping[str, Any]) -> int:
-    """The exit code of a job that asks a gate: its line's `promoted` is None without asking."""
-    return REFUSED if line["promoted"] is False else 0
+    """The exit code of a job that may ask a gate, which says `promoted` in its line."""
+    return REFUSED if line.get("promoted") is False else 0

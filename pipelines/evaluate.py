@@ -3,6 +3,7 @@
     python -m pipelines.evaluate --name helpdesk                        # the newest stored adapter
     python -m pipelines.evaluate --name helpdesk --adapter 3f0a… --promote
     python -m pipelines.evaluate --name helpdesk-student --promote      # whole weights as well
+    python -m pipelines.evaluate --dry-run                              # who, tokens, time, dollars
     ray job submit --working-dir . -- python -m pipelines.evaluate --name helpdesk --limit 240
 
 A candidate is an adapter, or whole weights: a student, a quantized or fully tuned model. What was
@@ -14,10 +15,7 @@ the gate refuses, 1 with one sentence on standard error when something is wrong.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
-import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -29,21 +27,28 @@ from rich.progress import Progress as Bars
 
 from factory import config
 from factory.catalog import pull
-from factory.catalog.code import UNKNOWN, code_state
 from factory.catalog.objects import Object, ObjectStore
 from factory.config import Settings
 from factory.evaluation.compare import compare
-from factory.evaluation.harness import Judged, judge
-from factory.evaluation.results import EvaluationError
-from factory.evaluation.suite import Case, Suite, SuiteError, read
+from factory.evaluation.harness import Judged, found_before, judge
 from factory.evaluation.transformers_answerer import TransformersAnswerer
 from factory.ledger.store import open_ledger
-from factory.registry.lineage import Lineage, library_versions
 from factory.registry.versions import WEIGHTS, Registry
-from factory.training import dataset
-from factory.training.screening import asked
+from factory.training import estimate
+from factory.training.config import TrainConfig
+from pipelines.candidate import (
+    answerer_of,
+    find_adapter,
+    find_base,
+    find_suite,
+    lineage_of,
+    refuse_generated,
+)
 from pipelines.closing import closed, gate_code
+from pipelines.finetune import to_stderr
 from pipelines.verdict import Verdict
+
+WHOLE = TrainConfig(use_peft=False, full_tuning_reason="a model is looked at, not trained")
 
 Advance = Callable[[int], None]
 Progress = Callable[[str, int], Advance]
@@ -80,13 +85,7 @@ def evaluate(
 
     def judged(who: str, weights: Object, catalog: str, wearing: Path | None = None) -> Judged:
         entry = settings.models.get(catalog)
-        answerer = TransformersAnswerer(
-            weights.path,
-            wearing,
-            batch_size=batch_size,
-            threads=len(os.sched_getaffinity(0)),
-            max_model_len=entry.max_model_len if entry else None,
-        )
+        answerer = answerer_of(settings, weights, catalog, wearing, batch_size)
         advance = progress(who, len(questions.cases))
         found = judge(
             questions,
@@ -132,139 +131,84 @@ def evaluate(
     )
 
 
-def find_suite(store: ObjectStore, name: str, path: Path | None) -> Suite:
-    """The suite at `path`, or the newest stored one of that name. Raises `SuiteError`."""
-    if path is not None:
-        return read(path)
-    stored = store.find("suites", name)
-    if stored is None:
-        raise SuiteError(
-            f"there is no suite '{name}' in the object store; make one first "
-            "(`python -m pipelines.helpdesk` makes the pilot's) or pass --suite FILE"
-        )
-    return read(stored.path)
+def dry_run(
+    settings: Settings,
+    registry: Registry,
+    name: str,
+    *,
+    adapter: str | None = None,
+    suite: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    force: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Say who would be judged, on how many tokens, how long and for what; judge nobody.
 
-
-def refuse_generated(store: ObjectStore, suite: Suite) -> None:
-    """Raises `SuiteError` when a case of the suite was written by a model.
-
-    It compares with the examples that stored data sets mark as synthetic: what a model wrote must
-    not decide which model is promoted.
+    Beginnings that all cases share are counted in each. Raises as `evaluate` does.
     """
-    questions = {_words(asked_of(case)): case.id for case in suite.cases}
-    for item in store.list("datasets"):
-        if not item.meta.get("synthetic"):
-            continue
-        parts = [part for part in dataset.SPLITS if (item.path / f"{part}.jsonl").exists()]
-        for examples in dataset.read(item.path, parts).values():
-            for example in examples:
-                if example.synthetic and (found := questions.get(_words(asked(example)))):
-                    raise SuiteError(
-                        f"case '{found}' of suite '{suite.name}' is the synthetic example "
-                        f"'{example.id}' of data set '{item.name}'; judge with real cases only"
-                    )
+    from transformers import AutoTokenizer
 
+    store = ObjectStore(settings.objects)
+    questions = find_suite(store, name, suite)
+    questions = questions if limit is None else questions.sample(limit, seed)
+    refuse_generated(store, questions)
+    tuned = find_adapter(store, name, adapter)
+    model, base = find_base(settings, store, name, tuned)
+    whole = tuned.kind == WEIGHTS
 
-def asked_of(case: Case) -> str:
-    """What the user of a case says."""
-    return "\n".join(one.content for one in case.messages if one.role == "user")
+    def answers(weights: Object, catalog: str, wearing: Path | None) -> TransformersAnswerer:
+        return answerer_of(settings, weights, catalog, wearing, batch_size)
 
-
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
-
-
-def find_adapter(store: ObjectStore, name: str, wanted: str | None) -> Object:
-    """A stored candidate by hash, by folder, or the newest of that name; a new folder is stored.
-
-    Raises `EvaluationError`.
-    """
-    stored = [
-        item for kind in ("adapters", WEIGHTS) for item in store.list(kind) if item.name == name
+    todo = [
+        ("base", answers(base, model, None)),
+        ("candidate", answers(tuned, model, None) if whole else answers(base, model, tuned.path)),
     ]
-    if wanted is None:
-        if not stored:
-            raise EvaluationError(
-                f"there is no adapter '{name}' in the object store, and no weights of that name; "
-                "tune one with `python -m pipelines.finetune` or pass --adapter FOLDER"
-            )
-        return max(stored, key=lambda item: (item.created, item.hash))
-    folder = Path(wanted)
-    if not folder.is_dir():
-        found = [item for item in stored if len(wanted) >= 8 and item.hash.startswith(wanted)]
-        if len(found) != 1:
-            raise EvaluationError(
-                f"'{wanted}' is neither a folder nor the hash (8 digits or more) of one adapter "
-                f"or model '{name}'"
-            )
-        return found[0]
-    whole = (folder / "config.json").is_file()
-    for file in () if whole else ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / file).is_file():
-            raise EvaluationError(f"'{folder}' has no {file}; name a complete PEFT adapter folder")
-    files = {
-        path.relative_to(folder).as_posix(): _sha256(path)
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "manifest.json"
+    champion = registry.champion(name)
+    if champion is not None and champion.adapter_hash != tuned.hash:
+        catalog = champion.lineage.base_model
+        if champion.whole:
+            best = answers(registry.weights(name, champion.version), catalog, None)
+        else:
+            under = store.get(pull.KIND, catalog, champion.lineage.base_hash)
+            best = answers(under, catalog, champion.path)
+        todo.append(("champion", best))
+    known = {
+        who: not force and found_before(questions, one.identity, store) is not None
+        for who, one in todo
     }
-    for item in stored:
-        if dict(item.files) == files:
-            return item
-
-    def fill(target: Path) -> None:
-        for relative in files:
-            (target / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / relative, target / relative)
-
-    return store.put(WEIGHTS if whole else "adapters", name, fill)
-
-
-def find_base(
-    settings: Settings, store: ObjectStore, name: str, adapter: Object
-) -> tuple[str, Object]:
-    """Catalog name and weights of the model a candidate was made from.
-
-    Raises `EvaluationError` when it is not pulled, or has changed since.
-    """
-    trained_on = (adapter.meta.get("config") or {}).get("model")
-    wearers = [key for key, model in settings.models.items() if name in model.adapters]
-    known = [trained_on] if trained_on in settings.models else wearers
-    if not known:
-        raise EvaluationError(
-            f"no model lists an adapter '{name}'; add it under models.MODEL.adapters"
-        )
-    model = str(known[0])
-    base = pull.find(settings, model, store)
-    if base is None:
-        raise EvaluationError(f"model '{model}' is not pulled; run `factory models pull {model}`")
-    tuned_on = adapter.meta.get("base_revision")
-    if tuned_on is not None and tuned_on not in (base.hash, base.meta.get("revision")):
-        raise EvaluationError(
-            f"adapter {adapter.hash[:12]} was tuned on {model} {tuned_on[:12]}, but the pulled "
-            f"weights are {base.hash[:12]}; tune again, or pull the model it was tuned on"
-        )
-    return model, base
-
-
-def lineage_of(
-    adapter: Object, model: str, base: Object, suite: Suite, env: Mapping[str, str]
-) -> Lineage:
-    """Lineage of an adapter from what its tuning recorded and what is installed here."""
-    meta = adapter.meta
-    training = dict(meta.get("config") or {})
-    seeds = {"train": training["seed"]} if isinstance(training.get("seed"), int) else {}
-    return Lineage(
-        base_model=model,
-        base_hash=base.hash,
-        base_revision=str(meta.get("base_revision") or base.meta.get("revision") or UNKNOWN),
-        data_hash=str(meta.get("data_hash") or UNKNOWN),
-        suite_hash=suite.hash,
-        config=training,
-        seeds=seeds,
-        synthetic=dict(meta.get("synthetic") or {}),
-        code=code_state(env),
-        versions=library_versions() | dict(meta.get("libraries") or {}),
+    tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True)
+    asked_tokens = sum(
+        len(tokenizer.apply_chat_template(case.chat, add_generation_prompt=True)["input_ids"])
+        for case in questions.cases
     )
+    answered = len(questions.cases) * questions.header.max_new_tokens
+    flops = sum(
+        estimate.reading(estimate.measure(one.folder, WHOLE), asked_tokens + answered, answered)
+        for who, one in todo
+        if not known[who]
+    )
+    rate, cores = estimate.matrix_rate(True), len(os.sched_getaffinity(0))
+    seconds = flops / (rate * cores * estimate.EFFICIENCY)
+    places = estimate.places(
+        lambda at: flops / at, settings.pools, flops_per_core=rate, cores=cores
+    )
+    say(f"suite      {questions.name}, {len(questions.cases)} cases, {asked_tokens:,} tokens")
+    for who, before in known.items():
+        say(f"judges     {who}{', found from before' if before else ''}")
+    say(f"time       about {estimate.words(seconds)} on this machine")
+    for line in estimate.costs(places):
+        say(line)
+    return {
+        "dry_run": True,
+        "suite_hash": questions.hash,
+        "cases": len(questions.cases),
+        "tokens": asked_tokens,
+        "judged_before": known,
+        "seconds": round(seconds, 1),
+        "cost_nusd": {place.pool: place.nusd for place in places},
+    }
 
 
 @contextmanager
@@ -305,6 +249,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--seed", type=int, default=0, help="seed of the sample")
     result.add_argument("--batch-size", type=int, default=16, help="prompts answered together")
     result.add_argument("--promote", action="store_true", help="ask the gate; exit 3 if it refuses")
+    result.add_argument("--dry-run", action="store_true", help="say what it will take, and stop")
     result.add_argument("--force", action="store_true", help="judge again what was judged before")
     return result
 
@@ -312,9 +257,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     options = vars(parser().parse_args(argv))
+    dry = options.pop("dry_run")
 
     def job() -> dict[str, Any]:
         settings = config.load()
+        if dry:
+            del options["promote"]
+            with closing(open_ledger(settings.database_url)) as ledger:
+                registry = Registry(settings, ledger)
+                return dry_run(settings, registry, say=to_stderr, **options)
         with (
             closing(open_ledger(settings.database_url)) as ledger,
             shown_progress() as progress,
@@ -323,12 +274,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         verdict.shown()
         return verdict.as_dict()
 
-    return closed(job, code=gate_code, interrupted="interrupted; what was judged before is kept")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return closed(
+        job,
+        code=lambda line: gate_code(line) if not dry else 0,
+        interrupted="interrupted; what was judged before is kept",
+    )
 
 
 if __name__ == "__main__":

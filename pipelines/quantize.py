@@ -32,9 +32,10 @@ from factory.evaluation.suite import Suite
 from factory.ledger.store import open_ledger
 from factory.registry.versions import WEIGHTS, Registry
 from factory.training.quantization import Scheme, quantize
+from pipelines.candidate import find_suite
 from pipelines.closing import closed, gate_code
 from pipelines.engine_speed import EngineProcess
-from pipelines.evaluate import evaluate, find_suite, shown_progress
+from pipelines.evaluate import evaluate, shown_progress
 from pipelines.lesson import find_teacher
 from pipelines.taught import Teacher
 from pipelines.verdict import Verdict

@@ -37,8 +37,8 @@ from factory.training import dataset
 from factory.training.dataset import Example, Turn
 from factory.training.errors import TrainingError
 from factory.training.screening import CONTAMINATED, DUPLICATE, Filter, Overlap, asked, screen
+from pipelines.candidate import asked_of
 from pipelines.closing import closed
-from pipelines.evaluate import asked_of
 from pipelines.finetune import find_data
 
 SHOWN = 4

@@ -32,7 +32,7 @@ from factory.training.divergence import Teaching, sparse
 from factory.training.prompts import Prompt, prompts_hash, read_prompts
 from factory.training.screening import CONTAMINATED, Filter, Overlap, asked, screen
 from factory.training.teaching import teach
-from pipelines.evaluate import asked_of
+from pipelines.candidate import asked_of
 
 KIND = "taught"
 

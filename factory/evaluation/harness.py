@@ -18,6 +18,7 @@ from factory.evaluation.results import (
     KIND,
     CaseResult,
     EvaluationError,
+    Identity,
     Results,
     Summary,
     cost_nusd,
@@ -60,9 +61,7 @@ def judge(
     Results from an endpoint whose weights are out of sight are never reused, nor any when `force`
     is set. `before` is called once if something has to be computed. Raises `EvaluationError`.
     """
-    identity = answerer.identity
-    name = object_name(suite.name, key(suite.hash, identity))
-    if not force and identity.model_hash and (found := store.find(KIND, name)):
+    if not force and (found := found_before(suite, answerer.identity, store)):
         results = load(found)
         summary = results.summary.model_copy(update={"cost_nusd": cost_nusd(results.cases, price)})
         return Judged(Results(summary, results.cases), found, reused=True)
@@ -70,6 +69,13 @@ def judge(
         before()
     results = run(suite, answerer, price=price, progress=progress)
     return Judged(results, save(store, results), reused=False)
+
+
+def found_before(suite: Suite, identity: Identity, store: ObjectStore) -> Object | None:
+    """The saved results of this suite and model; None where its weights are out of sight."""
+    if not identity.model_hash:
+        return None
+    return store.find(KIND, object_name(suite.name, key(suite.hash, identity)))
 
 
 def run(

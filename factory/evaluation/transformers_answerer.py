@@ -48,10 +48,10 @@ class TransformersAnswerer:
         `heard` is told what was generated, and from which logits, before it is forgotten.
         """
         self._heard = heard
-        self._folder, self._adapter = Path(model), Path(adapter) if adapter else None
+        self.folder, self._adapter = Path(model), Path(adapter) if adapter else None
         self._batch_size, self._threads, self._max_model_len = batch_size, threads, max_model_len
         for folder, file in (
-            (self._folder, "config.json"),
+            (self.folder, "config.json"),
             (self._adapter, "adapter_config.json"),
             (self._adapter, "adapter_model.safetensors"),
         ):
@@ -66,8 +66,8 @@ class TransformersAnswerer:
         libraries = ("transformers", "torch", *(("peft",) if self._adapter else ()))
         return Identity(
             backend="transformers",
-            model=str(self._adapter or self._folder),
-            model_hash=folder_hash(self._folder),
+            model=str(self._adapter or self.folder),
+            model_hash=folder_hash(self.folder),
             adapter_hash=folder_hash(self._adapter) if self._adapter else None,
             template_hash=hashlib.sha256(self._template.encode()).hexdigest(),
             versions={name: version(name) for name in libraries},
@@ -113,14 +113,14 @@ class TransformersAnswerer:
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
 
     @property
     def _template(self) -> str:
         template = self._tokenizer.chat_template
         if not isinstance(template, str):
             raise EvaluationError(
-                f"the tokenizer in '{self._folder}' has no chat template; "
+                f"the tokenizer in '{self.folder}' has no chat template; "
                 "add chat_template.jinja beside it"
             )
         return template
@@ -134,13 +134,13 @@ class TransformersAnswerer:
         logging.disable_progress_bar()
         torch.set_num_threads(self._threads)
         model = AutoModelForCausalLM.from_pretrained(
-            self._folder,
+            self.folder,
             dtype="auto" if self._adapter is None else torch.float32,
             local_files_only=True,
             use_safetensors=True,
         )
         if self._adapter is not None:
-            stored = AutoConfig.from_pretrained(self._folder, local_files_only=True).dtype
+            stored = AutoConfig.from_pretrained(self.folder, local_files_only=True).dtype
             model = _merge(model, self._adapter).to(stored or torch.float32)
         return model.to(self._device).eval()
 

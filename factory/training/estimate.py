@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,20 +252,33 @@ def estimate(
         training = min(total / rate, budget or math.inf) if total else (budget or 0.0)
         return training + beside.flops / rate
 
-    places = []
-    for name, pool in pools.items():
-        rate = _rate(pool, flops_per_core, cores)
-        hours = (seconds(rate) + pool.startup_s) / 3600
-        nusd = math.ceil(hours * pool.nusd_per_hour * config.most_workers)
-        places.append(Place(pool=name, hours=hours, nusd=nusd))
     return Estimate(
         method=config.method,
         shape=shape,
         workload=work,
         memory_bytes=memory(config, shape, work) + beside.memory_bytes,
         seconds=seconds(flops_per_core * cores * EFFICIENCY / config.most_workers),
-        places=tuple(sorted(places, key=lambda place: (place.nusd, place.pool))),
+        places=places(
+            seconds, pools, flops_per_core=flops_per_core, cores=cores, workers=config.most_workers
+        ),
     )
+
+
+def places(
+    seconds: Callable[[float], float],
+    pools: Mapping[str, OwnPool | RentedPool],
+    *,
+    flops_per_core: float,
+    cores: int,
+    workers: int = 1,
+) -> tuple[Place, ...]:
+    """What work takes in each pool, the cheapest first; `seconds` is its time at a rate."""
+    found = []
+    for name, pool in pools.items():
+        hours = (seconds(_rate(pool, flops_per_core, cores)) + pool.startup_s) / 3600
+        nusd = math.ceil(hours * pool.nusd_per_hour * workers)
+        found.append(Place(pool=name, hours=hours, nusd=nusd))
+    return tuple(sorted(found, key=lambda place: (place.nusd, place.pool)))
 
 
 def _rate(pool: OwnPool | RentedPool, flops_per_core: float, cores: int) -> float:
@@ -335,11 +348,15 @@ def table(found: Estimate, model: str, data: str) -> list[str]:
         f"memory     about {found.memory_bytes / 2**30:.1f} GiB a worker",
         f"time       about {words(found.seconds)} on this machine",
     ]
-    lines += [
+    return lines + costs(found.places)
+
+
+def costs(found: Sequence[Place]) -> list[str]:
+    """What each pool takes, as lines for a person."""
+    return [
         f"cost       {dollars(place.nusd)} on {place.pool}, {words(place.hours * 3600)} with start"
-        for place in found.places
+        for place in found
     ]
-    return lines
 
 
 def plain(found: Estimate) -> dict[str, Any]:

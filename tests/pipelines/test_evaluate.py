@@ -114,6 +114,22 @@ def test_judged_registered_and_promoted(run: Run, adapter: Path, tiny_base: Path
     assert "against champion" in err
 
 
+def test_a_dry_run_says_who_is_judged_and_what_is_known_already(
+    run: Run, home: Path, adapter: Path
+) -> None:
+    code, new, err = run("--adapter", str(adapter), "--dry-run")
+    assert (code, new["dry_run"], new["cases"]) == (0, True, 12)
+    assert new["judged_before"] == {"base": False, "candidate": False}
+    assert new["tokens"] > 12
+    assert new["seconds"] >= 0
+    assert set(new["cost_nusd"]) == set(config.load().pools)
+    assert "cost" in err
+    assert not ObjectStore(config.load().objects).list("evaluations")
+    run("--adapter", str(adapter))
+    _, again, _ = run("--adapter", str(adapter), "--dry-run")
+    assert again["judged_before"] == {"base": True, "candidate": True}
+
+
 def test_refusal_is_exit_code_3_and_logged(run: Run, home: Path, adapter: Path) -> None:
     change_gate(home, min=1.0)
     code, closing, err = run("--adapter", str(adapter), "--promote")

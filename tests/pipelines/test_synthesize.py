@@ -16,7 +16,7 @@ from factory.evaluation.suite import Case, Suite, SuiteError
 from factory.evaluation.suite import write as write_suite
 from factory.training import dataset
 from factory.training.errors import TrainingError
-from pipelines import evaluate, synthesize
+from pipelines import candidate, synthesize
 from pipelines.synthesize import Chat, Endpoint
 from tests.gateway.provider_server import Play, Provider
 from tests.training import tiny
@@ -112,8 +112,8 @@ def test_each_screen_rejects_what_it_is_for_and_what_is_kept_is_marked(
 
     generated = suite(WRITTEN[0].upper())
     with pytest.raises(SuiteError, match=r"case 'c'.*is the synthetic example 'synthetic:0'"):
-        evaluate.refuse_generated(store, generated)
-    evaluate.refuse_generated(store, asks)
+        candidate.refuse_generated(store, generated)
+    candidate.refuse_generated(store, asks)
 
 
 def test_nothing_is_stored_when_nothing_passes(settings: Settings, tmp_path: Path) -> None:
