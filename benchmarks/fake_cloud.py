@@ -19,9 +19,10 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from random import SystemRandom
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 import psutil
@@ -32,7 +33,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
 )
 from ray.autoscaler.tags import TAG_RAY_USER_NODE_TYPE
 
-from factory.cluster import local, ports, processes
+from factory.cluster import local, meter, ports, processes
 from factory.config import Settings
 
 POOLS = """
@@ -211,6 +212,16 @@ def hybrid(
     return config
 
 
+def count_often(settings: Settings, cluster: local.Cluster, every_s: float) -> None:
+    """Count node-hours this often, not once a minute, until the cluster is gone."""
+    for process in processes.family(cluster.pid, cluster.started, cluster.id):
+        if meter.__name__ in process.cmdline():
+            process.kill()
+            process.wait()
+    often = partial(meter.watch, settings, interval_s=every_s)
+    Thread(target=often, daemon=True).start()
+
+
 @contextmanager
 def started(
     settings: Settings,
@@ -249,9 +260,8 @@ def started(
     try:
         yield cluster
     finally:
-        # Machines of a cloud do not end with the head, and would be waited for.
+        # Machines of a cloud do not end with the head, and a head waits for what it has lost.
         for process in processes.family(cluster.pid, cluster.started, cluster.id):
-            if process.pid != cluster.pid:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         local.stop(settings)

@@ -23,11 +23,11 @@ import httpx
 import numpy as np
 import yaml
 
-from benchmarks.fake_cloud import POOLS, Sky, started
+from benchmarks.fake_cloud import POOLS, Sky, count_often, started
 from benchmarks.preemption import examples
 from benchmarks.stockout import CLUSTER, say
 from factory import Factory
-from factory.cluster import meter, processes
+from factory.cluster import meter
 from factory.cluster.clouds.notice import Notice, drain
 from factory.cluster.local import Cluster
 from factory.cluster.queue.eligibility import nusd_per_hour
@@ -165,7 +165,7 @@ def _story(
     factory: Factory, head: Cluster, sky: Sky, url: str, plot: Path | None
 ) -> dict[str, Any]:
     settings = factory.settings
-    _count_often(settings, head)
+    count_often(settings, head, every_s=2)
     key, _ = factory.create_key("support")
     load = Load(url, key)
     asking = threading.Thread(target=load.run, daemon=True)
@@ -251,17 +251,6 @@ def _data(home: Path) -> Path:
     split = {"train": rows[:56], "validation": rows[56:]}
     dataset.write(folder, split, dataset.card(split, name="numbers"))
     return folder
-
-
-def _count_often(settings: Settings, head: Cluster) -> None:
-    """Count node-hours every two seconds, not once a minute, until the cluster is gone."""
-    for process in processes.family(head.pid, head.started, head.id):
-        if "factory.cluster.meter" in process.cmdline():
-            process.kill()
-            process.wait()
-    often = threading.Thread(target=meter.watch, args=(settings,), kwargs={"interval_s": 2})
-    often.daemon = True
-    often.start()
 
 
 def _bill(factory: Factory, head: Cluster, job: QueuedJob, ended: float) -> dict[str, Any]:

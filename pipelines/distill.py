@@ -22,6 +22,7 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,7 @@ from factory import config as factory_config
 from factory.catalog.objects import Object, ObjectStore
 from factory.config import Settings
 from factory.registry.versions import WEIGHTS
-from factory.training import dataset, distill, estimate
+from factory.training import dataset, distill, estimate, share
 from factory.training.config import load_as
 from factory.training.distill import DistillConfig
 from factory.training.errors import TrainingError
@@ -54,7 +55,6 @@ from pipelines.finetune import (
     figures,
     ray_cluster,
     run_name,
-    share_of_cpus,
     to_stderr,
 )
 from pipelines.lesson import Lesson, Start, foresee, plan
@@ -237,8 +237,9 @@ def _train(
     made_from = [f"{key}={origin[key]}" for key in sorted(origin) if key != "teacher"]
     decided = [config.fingerprint(), *made_from]
     with ray_cluster():
-        resources = ray.available_resources()
-        cpus = share_of_cpus(config, free_cpus())
+        size = share.queued(os.environ)
+        cpus = share.cpus_of_worker(config, free_cpus(), size)
+        gpu = share.takes_gpus(config, ray.available_resources().get("GPU", 0), size)
         task = Task(
             config=config.model_dump(mode="json"),
             model=str(start.path),
@@ -250,7 +251,6 @@ def _train(
             threads=cpus,
             teacher=str(teacher) if teacher and config.distillation == "on_policy" else None,
         )
-        gpu = resources.get("GPU", 0) >= config.most_workers
         seen = max((point["step"] for point in folder.points()), default=0)
         with Watch(folder, [Bar(sys.stderr), tracked], after=seen):
             return launch(task, cpus, gpu, work=distill.run_distillation, kind=DistillConfig)

@@ -39,7 +39,7 @@ from factory.catalog import pull
 from factory.catalog.objects import Object, ObjectStore
 from factory.config import HubSource, Settings
 from factory.registry.versions import WEIGHTS
-from factory.training import dataset, estimate, screening
+from factory.training import dataset, estimate, screening, share
 from factory.training.chat import template_hash
 from factory.training.config import TrainConfig, load
 from factory.training.errors import TrainingError
@@ -149,19 +149,6 @@ def ray_cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def share_of_cpus(config: TrainConfig, free: Sequence[float]) -> int:
-    """CPU cores of one worker: as configured, else the most with which all workers find room.
-
-    `free` are the CPUs of each node that may have them; at least 1.
-    """
-    if config.cpus_per_worker:
-        return config.cpus_per_worker
-    for cpus in range(int(max(free, default=1)), 1, -1):
-        if sum(int(node) // cpus for node in free) >= config.most_workers:
-            return cpus
-    return 1
 
 
 def run_name(adapter: str, now: datetime) -> str:
@@ -333,9 +320,9 @@ def _train(job: Job, tracked: Tracked, say: Say) -> Summary:
     import ray
 
     with ray_cluster():
-        resources = ray.available_resources()
-        cpus = share_of_cpus(job.config, free_cpus())
-        gpu = resources.get("GPU", 0) >= job.config.most_workers
+        size = share.queued(os.environ)
+        cpus = share.cpus_of_worker(job.config, free_cpus(), size)
+        gpu = share.takes_gpus(job.config, ray.available_resources().get("GPU", 0), size)
         seen = max((point["step"] for point in job.run.points()), default=0)
         with Watch(job.run, [Bar(sys.stderr), tracked], after=seen):
             return launch(job.task(cpus), cpus, gpu, say=say)

@@ -34,7 +34,7 @@ from factory import config as factory_config
 from factory.catalog.objects import ObjectStore
 from factory.config import Settings
 from factory.config.pools import POOL_LABEL
-from factory.training import dataset, estimate, search_plot, trial
+from factory.training import dataset, estimate, search_plot, share, trial
 from factory.training.config import load_as
 from factory.training.errors import TrainingError
 from factory.training.run import RunFolder
@@ -53,6 +53,7 @@ from factory.training.search import (
     table,
 )
 from factory.training.tracking import Tracked
+from factory.training.train import label_selector
 from pipelines.closing import GOES_ON, closed
 from pipelines.finetune import (
     Corpus,
@@ -254,8 +255,10 @@ def _run(
 
     from factory.training.spending import Spending, Till
 
+    size, selector = share.queued(os.environ), label_selector(os.environ) or {}
     cpus = config.cpus_per_worker or 1
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+    gpus = 1 if share.free_gpus(size, ray.cluster_resources().get("GPU", 0)) >= 1 else 0
+    at_once = share.trials_at_once(cpus, gpus, config.max_concurrent_trials, size)
     default = config.pool or next(iter(settings.pools))
     nodes = [
         Node(
@@ -264,7 +267,7 @@ def _run(
             node["Resources"].get("GPU", 0),
         )
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] and selector.items() <= node["Labels"].items()
     ]
     nodes = [node for node in nodes if node.cpus >= cpus and node.gpus >= gpus]
     if not nodes:
@@ -277,7 +280,10 @@ def _run(
     for each, job in jobs:
         task = job.task(cpus)
         trial.write(run.root, each.name, task, judge)
-    trainable = tune.with_resources(trial.run, {"cpu": cpus, "gpu": gpus})
+    held = tune.PlacementGroupFactory(
+        [{"CPU": cpus, "GPU": gpus}], bundle_label_selector=[selector] if selector else None
+    )
+    trainable = tune.with_resources(trial.run, held)
     storage = run.root / "ray"
     if tune.Tuner.can_restore(str(storage / "search")):
         say("going on with the trials that have not ended")
@@ -297,7 +303,7 @@ def _run(
             tune_config=tune.TuneConfig(
                 metric="validation_loss",
                 mode="min",
-                search_alg=BasicVariantGenerator(max_concurrent=config.max_concurrent_trials or 0),
+                search_alg=BasicVariantGenerator(max_concurrent=at_once),
                 scheduler=ASHAScheduler(
                     time_attr="step",
                     max_t=config.max_steps,

@@ -35,7 +35,8 @@ def idle(
 ) -> None:
     """Announce the stop of what nobody uses, and stop it: sessions, leftovers, the whole cluster.
 
-    Lists endpoints, sessions (notebooks) and what ended jobs left behind, each with its reason. Set
+    Lists endpoints, their engines (which fall asleep by themselves), sessions (notebooks) and what
+    ended jobs left behind, each with its reason. Set
     `idle.session_after_s`, `leftover_after_s`, `cluster_after_s` or `ends_at` in factory.yaml; run
     it from cron or with --every.
 
@@ -92,7 +93,7 @@ def _show(things: list[Found]) -> None:
             (
                 each.thing.kind,
                 each.thing.id[:16],
-                "" if each.thing.kind == "endpoint" else each.thing.name,
+                each.thing.name if each.thing.kind not in ("endpoint", "engine") else "",
                 usd(each.thing.nusd_per_hour) if each.thing.nusd_per_hour else "",
                 each.decision.act,
                 each.failed or _why(each),
@@ -105,5 +106,8 @@ def _show(things: list[Found]) -> None:
 
 def _why(found: Found) -> str:
     at = found.decision.stops_at
-    when = "" if at is None else f"; stops at {at:%Y-%m-%dT%H:%M:%SZ} unless it works"
-    return found.decision.reason + when
+    if at is None:
+        return found.decision.reason
+    if found.thing.kind == "engine":
+        return f"{found.decision.reason}; sleeps at {at:%Y-%m-%dT%H:%M:%SZ} unless it is asked"
+    return f"{found.decision.reason}; stops at {at:%Y-%m-%dT%H:%M:%SZ} unless it works"

@@ -1,12 +1,14 @@
-"""The node meter: once a minute, node-hours and what spot zones have, from Ray to the ledger.
+"""The node meter: node-hours, what spot zones have and which engines sleep, into the ledger.
 
     python -m factory.cluster.meter        # started beside the head by `factory up`
 
-It only asks the dashboard, so it needs no Ray in its process. It ends with the head.
+It counts once a minute, and looks every ten seconds where engines may sleep. It only asks the
+dashboard, so it needs no Ray in its process. It ends with the head.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -17,6 +19,7 @@ import httpx
 
 from factory.cluster import local
 from factory.cluster.errors import ClusterError
+from factory.cluster.idle.sleep import LOOK_S, Sleepers
 from factory.cluster.nodehours import Clock, Node, Use, count, node_of, resumed
 from factory.cluster.spot import zones
 from factory.config import Pool, Settings, load
@@ -76,18 +79,28 @@ def look(ledger: Ledger, nodes: Iterable[Node], pools: Mapping[str, Pool], now: 
 def watch(settings: Settings, *, interval_s: float = INTERVAL_S) -> None:
     """Count until the head is gone. What cannot be counted now is counted at the next beat."""
     ledger = open_ledger(settings.database_url)
+    sleepers: Sleepers | None = None
     try:
         clock = resumed(counted(ledger))
+        due = 0.0
         while (cluster := local.current(settings)) is not None:
+            if sleepers is None:
+                sleepers = Sleepers(settings, ledger, cluster)
             try:
-                nodes = seen(cluster, settings.pools, settings.models)
+                # Read before it looks: what is seen alive was alive until then.
                 now, steady = datetime.now(UTC), time.monotonic()
-                look(ledger, nodes, settings.pools, now)
-                clock, _ = beat(ledger, clock, nodes, settings.pools, wall=now, steady=steady)
+                nodes = seen(cluster, settings.pools, settings.models)
+                sleepers.look(nodes, now)
+                if steady >= due:
+                    look(ledger, nodes, settings.pools, now)
+                    clock, _ = beat(ledger, clock, nodes, settings.pools, wall=now, steady=steady)
+                    due = steady + interval_s
             except (ClusterError, LedgerUnavailable) as error:
                 print(f"meter: {error}", file=sys.stderr, flush=True)
-            time.sleep(interval_s)
+            time.sleep(min(LOOK_S, interval_s) if sleepers.any else interval_s)
     finally:
+        if sleepers is not None:
+            sleepers.close(datetime.now(UTC))
         ledger.close()
 
 
@@ -187,4 +200,5 @@ def _get(cluster: local.Cluster, path: str, query: Mapping[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     watch(load())

@@ -8,6 +8,7 @@ mark in its environment (Ray moves some children to other sessions and rewrites 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -51,20 +52,24 @@ def family(pid: int, start: float, mark: str) -> list[psutil.Process]:
 
 
 def end(pid: int, start: float, mark: str, grace_s: float = 10.0) -> None:
-    """End a head and all it started: ask the head first, then whoever is left.
+    """End a head and all it started: ask first, then kill whoever is left.
 
-    Raises `ClusterError` when something survives.
+    The head asks its own children; those beside it (the node meter, the queue's controller) are
+    asked here. Raises `ClusterError` when something survives.
     """
     members = family(pid, start, mark)
     if is_same(pid, start):
-        _signal(psutil.Process(pid).terminate)
-        _, members = psutil.wait_procs(members, timeout=grace_s)
+        head = psutil.Process(pid)
+        below = {process.pid for process in _children(head)}
+        for process in members:
+            if process.pid not in below:
+                _signal(process.terminate)
+        members = _left(members, grace_s)
     known = {process.pid: process for process in members}
     known.update({process.pid: process for process in family(pid, start, mark)})
     for process in known.values():
         _signal(process.kill)
-    psutil.wait_procs(list(known.values()), timeout=grace_s)
-    left = [process for process in known.values() if _alive(process)]
+    left = _left(known.values(), grace_s)
     if left:
         pids = ", ".join(str(process.pid) for process in left)
         raise ClusterError(f"the cluster's processes {pids} do not end; end them by hand")
@@ -93,6 +98,17 @@ def _alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def _left(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that still live then; returns as soon as none does. A zombie has ended."""
+    until = time.monotonic() + seconds
+    living = list(processes)
+    while (living := [process for process in living if _alive(process)]) and (
+        time.monotonic() < until
+    ):
+        time.sleep(0.05)
+    return living
 
 
 def _signal(send: Callable[[], None]) -> None:

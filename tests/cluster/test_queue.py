@@ -113,7 +113,7 @@ class Bench:
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self.settings, self.ledger, self.queue = settings, ledger, Queue(ledger)
         self.cluster = Cluster()
-        self.now = NOW
+        self.now, self.steady = NOW, 0.0
         self.up = True
         self.told: list[alerts.Alert] = []
         self.controller = self.another()
@@ -125,6 +125,7 @@ class Bench:
             lambda: self.cluster if self.up else None,
             name,
             on_alert=self.told.append,
+            steady=lambda: self.steady,
         )
 
     def submit(self, estimate: int | None = None, **spec: object) -> str:
@@ -134,6 +135,7 @@ class Bench:
 
     def tick(self, seconds: float = 1) -> Tick:
         self.now += timedelta(seconds=seconds)
+        self.steady += max(0, seconds)
         return self.controller.tick(self.now)
 
     def state(self, job_id: str) -> str:
@@ -293,6 +295,21 @@ def test_cost_is_charged_while_it_runs_and_counts_in_the_teams_budget(
     assert bench.told == alerts.raised(ledger)
     bench.now = NOW + timedelta(days=1)
     assert first in bench.tick().started
+
+
+def test_a_clock_that_jumps_ahead_charges_no_hour(bench: Bench) -> None:
+    job = bench.submit()
+    bench.tick()
+    bench.tick(1200)
+    cost = bench.queue.get(job).cost_nusd
+    assert cost > 0
+    bench.now += timedelta(days=2)
+    bench.tick(1200)
+    assert bench.queue.get(job).cost_nusd == pytest.approx(2 * cost, rel=0.001)
+    bench.now -= timedelta(days=2)
+    bench.tick(1200)
+    assert bench.queue.get(job).cost_nusd == pytest.approx(3 * cost, rel=0.001)
+    assert spend.reconcile(bench.ledger) == []
 
 
 def test_a_job_stops_at_its_own_limit(bench: Bench) -> None:

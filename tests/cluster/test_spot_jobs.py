@@ -235,7 +235,8 @@ def test_the_queue_keeps_the_deadline_and_pays_less_than_on_demand(
         ],
     )
     cluster = Nodes(ahead)
-    controller = Controller(settings, ledger, lambda: cluster, "only")
+    minute = 0
+    controller = Controller(settings, ledger, lambda: cluster, "only", steady=lambda: 60.0 * minute)
     queue = Queue(ledger)
     deadline = NOW + timedelta(minutes=240)
     spec = job_of(deadline=deadline).spec

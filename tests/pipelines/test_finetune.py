@@ -272,25 +272,6 @@ def test_flags_take_both_spellings_and_the_default_config_is_complete() -> None:
     assert (config.max_steps, config.learning_rate) == (3, 1e-4)
 
 
-@pytest.mark.parametrize(
-    ("free", "workers", "share"),
-    [
-        ([2.0], 1, 2),
-        ([2.0], 2, 1),
-        ([1.0], 2, 1),
-        ([0.0], 1, 1),
-        ([], 1, 1),
-        ([7.5], 2, 3),
-        ([1.0, 1.0, 1.0], 1, 1),  # a worker is on one node
-        ([8.0, 4.0], 2, 4),
-        ([8.0, 2.0], 3, 2),
-    ],
-)
-def test_workers_share_what_is_free(free: list[float], workers: int, share: int) -> None:
-    assert finetune.share_of_cpus(TrainConfig(num_workers=workers), free) == share
-    assert finetune.share_of_cpus(TrainConfig(cpus_per_worker=4), free) == 4
-
-
 def test_a_dry_run_says_what_it_will_take_and_starts_nothing(
     settings: Settings, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,8 +5,9 @@
 
 A session is a driver that joined the cluster (a notebook, a script); a leftover is a detached actor
 or placement group whose job has ended. Activity is work: a task that runs, or when the last one
-ended. Endpoints are listed with the same words; their engines fall asleep by themselves, so
-nothing is stopped here. What a stop frees is sealed in the audit log with its hourly price.
+ended. Endpoints and engines are listed with the same words; engines fall asleep by themselves
+(`sleep`), so they are not stopped here. What a stop frees is sealed in the audit log with its
+hourly price.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sqlalchemy import func, select
 
 from factory.cluster import local, serving
 from factory.cluster.errors import ClusterError
+from factory.cluster.idle import sleep
 from factory.cluster.idle.shutdown import Decision, seal_stop, span
 from factory.cluster.meter import MOST, asked, table
 from factory.cluster.meter import jobs as ray_jobs
@@ -32,7 +34,7 @@ from factory.config import Idle, Settings
 from factory.ledger.schema import REQUESTS
 from factory.ledger.store import Ledger
 
-Kind = Literal["session", "actor", "placement group", "endpoint"]
+Kind = Literal["session", "actor", "placement group", "endpoint", "engine"]
 Tasks = Callable[..., Sequence[Mapping[str, Any]]]
 """Rows of Ray's task table with these values of its columns."""
 _OVER = ("FINISHED", "FAILED")
@@ -130,8 +132,9 @@ def check(
         Found(thing, judge(thing, settings.idle, told.get(thing.key), now))
         for thing in observe(settings, ledger, cluster)
     ]
+    asleep = engines(settings, cluster)
     if not act:
-        return found
+        return [*found, *asleep]
     due = [each.thing for each in found if each.decision.act == "stop"]
     failed = (release or _release)(settings, cluster, due) if due else {}
     found = [replace(each, failed=failed.get(each.thing.key, "")) for each in found]
@@ -152,6 +155,22 @@ def check(
             }
             seal_stop(ledger, now, "stop", key, detail)
     _tell(settings, cluster, kept)
+    return [*found, *asleep]
+
+
+def engines(settings: Settings, cluster: local.Cluster) -> list[Found]:
+    """The engines that are up or asleep, as the node meter saw them last."""
+    found = []
+    for each in sleep.known(settings, cluster):
+        name = f"engine of {each.model}"
+        thing = Thing(
+            kind="engine",
+            id=each.model,
+            name=name,
+            since=each.since,
+            nusd_per_hour=each.nusd_per_hour,
+        )
+        found.append(Found(thing, each.decision))
     return found
 
 

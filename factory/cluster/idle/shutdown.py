@@ -163,21 +163,30 @@ def nusd_per_hour(settings: Settings, cluster: local.Cluster) -> int:
 
 
 def stops(ledger: Ledger) -> list[dict[str, Any]]:
-    """Every stop so far: what, when, why, and what an hour would have cost."""
-    query = select(AUDIT.c.created_at, AUDIT.c.subject, AUDIT.c.detail)
-    query = query.where(AUDIT.c.action == "idle.stop").order_by(AUDIT.c.seq)
+    """Every stop so far: what, when, why, and what an hour would have cost.
+
+    Of an engine whose sleep is over also what that has saved.
+    """
+    query = select(AUDIT.c.created_at, AUDIT.c.action, AUDIT.c.subject, AUDIT.c.detail)
+    query = query.where(AUDIT.c.action.in_(("idle.stop", "idle.wake"))).order_by(AUDIT.c.seq)
     with ledger.read() as connection:
         rows = connection.execute(query).all()
-    return [
-        {
+    found: list[dict[str, Any]] = []
+    asleep: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row.action == "idle.wake":
+            asleep.pop(row.subject, {})["saved_usd"] = usd(row.detail["saved_nusd"])
+            continue
+        stop = {
             "stopped_at": row.created_at.isoformat(),
             "cluster": row.detail.get("cluster", row.subject),
             "what": row.subject if "cluster" in row.detail else "cluster",
             "reason": row.detail["reason"],
             "saves_usd_per_hour": usd(row.detail["saves_nusd_per_hour"]),
         }
-        for row in rows
-    ]
+        asleep[row.subject] = stop
+        found.append(stop)
+    return found
 
 
 def _told(activity: Activity, now: datetime, pause: timedelta) -> bool:

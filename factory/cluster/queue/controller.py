@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,8 @@ LEASE = "queue"
 LEASE_S = 15.0
 CHARGE_S = 10.0
 """Seconds between two charges of a running job."""
+SLEW = timedelta(seconds=1)
+"""So far the two clocks may drift apart while a job runs."""
 _log = logging.getLogger(__name__)
 
 
@@ -83,7 +86,9 @@ class Controller:
         connect: Callable[[], Runner | None],
         holder: str | None = None,
         on_alert: Callable[[Alert], None] = lambda _: None,
+        steady: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`steady` reads a clock that nobody sets, in seconds."""
         self._settings = settings
         self._ledger = ledger
         self._queue = Queue(ledger, on_alert)
@@ -91,6 +96,9 @@ class Controller:
         self._connect = connect
         self._holder = holder or f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
         self._lease: Lease | None = None
+        self._steady = steady
+        self._first: dict[str, tuple[datetime, float]] = {}
+        """Both clocks when a job that is on the cluster was first seen, by its id."""
 
     def tick(self, now: datetime) -> Tick:
         """One round. Raises `LedgerError` when the database does not answer."""
@@ -100,6 +108,11 @@ class Controller:
         jobs = {job.id: job for job in self._queue.list(ACTIVE)}
         this = _Round(now, self._lease, jobs)
         self._spot.forget(jobs)
+        self._first = {
+            job.id: self._first.get(job.id, (now, self._steady()))
+            for job in jobs.values()
+            if job.state in ON_CLUSTER
+        }
         try:
             return self._round(this)
         except Deposed:
@@ -371,6 +384,7 @@ class Controller:
         team = self._settings.teams.get(job.team)
         budget = None if team is None else team.budget
         since = job.charged_until
+        until = self._passed(job, until)
         job = self._queue.charge(this.lease, job, until, rate, budget)
         this.jobs[job.id] = job
         if since is None or job.spec.deadline is None or until <= since:
@@ -378,6 +392,13 @@ class Controller:
         if pool.market != "onprem" and moving.held(job, this.nodes(runner)) is None:
             return job
         return self._put(this, job, worked_s=worked(job, since, until))
+
+    def _passed(self, job: QueuedJob, until: datetime) -> datetime:
+        """The moment up to which a job is charged: a clock that was set ahead adds no hour."""
+        if job.id not in self._first:
+            return until
+        wall, steady = self._first[job.id]
+        return min(until, wall + timedelta(seconds=self._steady() - steady) + SLEW)
 
     @staticmethod
     def _waited(job: QueuedJob, now: datetime, eligible_at: datetime | None) -> dict[str, object]:

@@ -27,6 +27,9 @@ from factory.config import POOL_LABEL, ZONE_LABEL, OwnPool, Resource, Settings
 
 JOB_ID = "FACTORY_JOB_ID"
 """Names the job in its process; the same in every attempt, so a run of that name is resumed."""
+SIZE = "FACTORY_JOB_SIZE"
+"""JSON of what the job is counted as, in quotas and charges: workers, and a worker's CPUs and GPUs.
+A run takes this much and no more."""
 SELECTOR = "FACTORY_LABEL_SELECTOR"
 """JSON of Ray's `label_selector` for the job's workers."""
 _Node = tuple[dict[str, str], dict[str, float], dict[str, float]]
@@ -105,6 +108,8 @@ class RayRunner:
         code = snapshot.folder(self._settings.home, job.spec.code)
         env = dict(job.spec.env)
         env[JOB_ID] = job.id
+        size = {"workers": job.spec.workers, "cpus": job.spec.cpus, "gpus": job.spec.gpus}
+        env[SIZE] = json.dumps(size)
         env["RAY_JOB_STOP_WAIT_TIME_S"] = str(self._settings.jobs.stop_grace_s)
         if pool in self._labelled():
             zone = {} if job.zone is None else {ZONE_LABEL: job.zone}

@@ -84,7 +84,7 @@ class JobSpec(Section):
 
 def usual_cpus(module: str) -> float:
     """CPUs of a worker where nobody says: one for training, none for a driver that only asks."""
-    return 1.0 if module.rsplit(".", 1)[-1] in ("finetune", "distill") else 0.0
+    return 1.0 if module.rsplit(".", 1)[-1] in ("finetune", "distill", "tune") else 0.0
 
 
 def made(**values: Any) -> JobSpec:
