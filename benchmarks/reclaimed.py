@@ -53,12 +53,12 @@ endpoints:
   helpdesk: {team: support, class: production, tiers: [1], sensitivity: restricted}
 gateway: {port: 0}
 """
-EVERY_S = 0.8
+EVERY_S = 0.5
 """Seconds between two requests; each is answered in less when nothing disturbs it."""
 ALONE_S = 15.0
 SAVE_STEPS = 5
-STEPS = 30
-AT_STEP = 2 * SAVE_STEPS + 2
+STEPS = 110
+AT_STEP = 12 * SAVE_STEPS + 2
 """The step that the notice comes after, between two checkpoints."""
 NOTICE_S = 10
 PATIENCE_S = 240.0
@@ -100,10 +100,14 @@ class Load:
         """After the request under way."""
         self._stopped.set()
 
-    def p95_ms(self, since: float, until: float) -> float:
-        """Over the requests that were due then."""
+    def p_ms(self, percent: float, since: float, until: float) -> float:
+        """A percentile over the requests that were due then."""
         found = [took for due, took, _ in self.seen if since <= due < until]
-        return round(float(np.percentile(found, 95)) * 1000, 1)
+        return round(float(np.percentile(found, percent)) * 1000, 1)
+
+    def p95_ms(self, since: float, until: float) -> float:
+        """The 95th."""
+        return self.p_ms(95, since, until)
 
 
 @dataclass
@@ -216,9 +220,9 @@ def _story(
     until(lambda: stepped(again["resumed_from"] + 1), "its next step")
     back = line.note(f"on again after step {again['resumed_from']}, on the other spot node")
     done = until(lambda: (one := queue.get(job.id)).done and one, "the job's end")
-    line.note(f"the job has {done.state}")
+    ended = line.note(f"the job has {done.state}")
     until(lambda: list(_living(head, settings).values()).count("spot") == 2, "a new spot node")
-    ended = line.note("the autoscaler has replaced the spot node")
+    line.note("the autoscaler has replaced the spot node")
     load.stop()
     asking.join()
     if plot is not None:
@@ -228,12 +232,17 @@ def _story(
         "serving_p95_alone_ms": load.p95_ms(alone, queued),
         "serving_p95_tuning_ms": load.p95_ms(tuning, noticed),
         "serving_p95_reclaim_ms": load.p95_ms(noticed, back),
+        "serving_p95_after_ms": load.p95_ms(back, ended),
+        "serving_p50_ms": [
+            load.p_ms(50, *span)
+            for span in ((alone, queued), (tuning, noticed), (noticed, back), (back, ended))
+        ],
         "serving_requests": len(load.seen),
         "serving_failed": sum(not ok for _, _, ok in load.seen),
         "job_state": done.state,
         "steps_lost": sum(start["lost"] for start in run.starts()),
         "left_to_next_start_s": round(again["at"] - (again["left_at"] or noticed), 1),
-        **_bill(factory, head, done, ended),
+        **_bill(factory, head, done),
         "timeline": [[round(at - line.begun, 1), text] for at, text in line.events],
     }
 
@@ -253,8 +262,9 @@ def _data(home: Path) -> Path:
     return folder
 
 
-def _bill(factory: Factory, head: Cluster, job: QueuedJob, ended: float) -> dict[str, Any]:
+def _bill(factory: Factory, head: Cluster, job: QueuedJob) -> dict[str, Any]:
     """What the ledger says, beside what clock and prices say."""
+    ended = time.time()
     settings, ledger = factory.settings, factory.ledger
     nodes = meter.seen(head, settings.pools)
 
@@ -268,6 +278,8 @@ def _bill(factory: Factory, head: Cluster, job: QueuedJob, ended: float) -> dict
 
     until(all_counted, "the meter's next round")
     used = usage(ledger)
+    lines = {(line.kind, line.name): line for line in used.lines}
+    asked = lines["model", "smollm2-135m"]
     spans = {machine: at.timestamp() for machine, at in counted(ledger).items()}
     lived: dict[str, float] = {}
     for node in nodes:
@@ -281,6 +293,10 @@ def _bill(factory: Factory, head: Cluster, job: QueuedJob, ended: float) -> dict
         "job_seconds": round(ran, 1),
         "job_charged_nusd": job.cost_nusd,
         "job_expected_nusd": round(ran / 3600 * nusd_per_hour(settings.pools["spot"], job.spec)),
+        "job_held_nusd": lines["job", job.submission_id].usage_nusd,
+        "requests": asked.requests,
+        "requests_charged_nusd": asked.allocation_nusd,
+        "requests_held_nusd": asked.usage_nusd,
         "node_hours": {
             pool.pool: {
                 "seconds": round(pool.hours * 3600, 1),

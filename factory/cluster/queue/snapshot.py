@@ -9,6 +9,7 @@ Ignore files are honoured as by `ray job submit`.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -68,7 +69,13 @@ def _pack(source: Path, package: Path) -> None:
     from ray._private.runtime_env.packaging import create_package
 
     try:
-        create_package(str(source), package, include_gitignore=True, excludes=[".factory", ".git"])
+        create_package(
+            str(source),
+            package,
+            include_gitignore=True,
+            excludes=[".factory", ".git"],
+            logger=logging.getLogger(__name__),  # Ray's own tells of every file left out
+        )
     except OSError as error:
         raise ClusterError(f"cannot read the working folder '{source}': {error}") from error
 
