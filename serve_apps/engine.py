@@ -212,6 +212,16 @@ class TierEngine:
                 return answer.model_dump(exclude_none=True)  # type: ignore[no-any-return]
         return {"error": {"message": "the engine returned nothing", "code": 500}}
 
+    async def whole(
+        self, body: dict[str, Any], route: Route = "chat"
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """`answer`, as the only item of a stream.
+
+        Over gRPC Serve learns that a stream was accepted at once, but that a plain call was only
+        with its answer: it would ask again, and again, for what broke a replica.
+        """
+        yield await self.answer(body, route)
+
     async def stream(
         self, body: dict[str, Any], route: Route = "chat"
     ) -> AsyncGenerator[str, None]:

@@ -27,6 +27,11 @@ MAX_CPU_LORAS = 16
 """Adapters that such an engine keeps in memory; the others are read again when asked for."""
 
 
+MESSAGES = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20)}
+"""Environment of both ends of a call over gRPC. Serve's own bound of 4 MiB is less than eight
+answers of a thousand tokens with twenty log-probabilities each."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
     """What one engine deployment serves, as plain values that travel to the replica."""
@@ -81,10 +86,11 @@ def engine_environment(spec: EngineSpec, cores: int) -> dict[str, str]:
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "0"}
     if spec.num_gpus:
-        return quiet | offline
+        return quiet | offline | MESSAGES
     return (
         quiet
         | offline
+        | MESSAGES
         | {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",

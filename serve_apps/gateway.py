@@ -34,6 +34,7 @@ from factory.ledger.till import Till
 from factory.ledger.writer import LedgerWriter
 from serve_apps.alerting import Alerting
 from serve_apps.embedder import RayEmbedder
+from serve_apps.engine_spec import MESSAGES
 from serve_apps.listener import Listener
 from serve_apps.loopback import keep_replica_on_loopback
 from serve_apps.prompts import PromptCounter
@@ -43,8 +44,14 @@ from serve_apps.rollover import GATEWAY_CPUS
 from serve_apps.serving import ServingPlan, TierPlan
 from serve_apps.watch import Watch
 
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "0"}
-"""Of a replica: its small matrix products are slower in several threads."""
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    **MESSAGES,
+}
+"""Of a replica: its small matrix products are slower in several threads, and calls of engines need
+not cross a second event loop."""
 
 SHUTDOWN_S = 30.0
 """Seconds that requests in progress get when a replica is replaced."""

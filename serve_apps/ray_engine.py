@@ -28,8 +28,10 @@ class RayEngine:
         the engine has loaded.
         """
         self._named = {"model": adapter} if adapter else {}
-        self._answer = handle.options(method_name="answer")
-        self._stream = handle.options(method_name="stream", stream=True)
+        # `_by_reference=False` is Serve's gRPC from replica to replica: half of what an actor call
+        # costs, which would put answers where any actor can have them.
+        self._answer = handle.options(method_name="whole", stream=True, _by_reference=False)
+        self._stream = handle.options(method_name="stream", stream=True, _by_reference=False)
         self._ping = handle.options(method_name="ping")
 
     async def answer(self, body: dict[str, Any], route: Route = "chat") -> dict[str, Any]:
@@ -38,7 +40,9 @@ class RayEngine:
         finished = False
         try:
             with translated():
-                answer: dict[str, Any] = await asked
+                answer: dict[str, Any] = await anext(asked)
+                # To its end, so that the call is over for Serve too.
+                await anext(asked, None)
             finished = True
         finally:
             if not finished:
@@ -76,6 +80,7 @@ class RayEngine:
 @contextmanager
 def translated() -> Iterator[None]:
     """Ray's failures as `EngineError`; a call cancelled with its client as a cancellation."""
+    from grpc.aio import AioRpcError  # type: ignore[import-untyped]
     from ray.exceptions import RayError, TaskCancelledError
     from ray.serve.exceptions import RayServeException
 
@@ -83,7 +88,7 @@ def translated() -> Iterator[None]:
         yield
     except TaskCancelledError as error:
         raise asyncio.CancelledError from error
-    except (RayError, RayServeException) as error:
+    except (RayError, RayServeException, AioRpcError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         message = f"the engine is not answering: {lines[-1][:300]}"
         raise EngineError(503, message, retryable=True) from error

@@ -139,6 +139,36 @@ async def test_several_choices_with_stop_and_logprobs(deployed: Deployed) -> Non
     assert streamed.completion_tokens == again.completion_tokens
 
 
+async def test_a_body_of_megabytes_reaches_the_engine(deployed: Deployed) -> None:
+    body = {"messages": QUESTION, "max_tokens": 2, "user": "x" * 5_000_000}
+    answer = whole(await deployed.named().answer(body), 0)
+    assert answer.completion_tokens > 0
+
+
+async def test_whoever_leaves_leaves_no_work_behind(deployed: Deployed) -> None:
+    stats = deployed.handle.options(method_name="record_autoscaling_stats")
+
+    async def generated() -> float:
+        said: dict[str, float] = await stats.remote()
+        return said["generation_tokens_total"]
+
+    most = 400
+    before = await generated()
+    body = {"messages": QUESTION, "max_tokens": most, "ignore_eos": True}
+    asking = asyncio.create_task(deployed.named().answer(body))
+    async with asyncio.timeout(60):
+        while await generated() < before + 3:
+            await asyncio.sleep(0.02)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        last, now = -1.0, await generated()
+        while now > last:
+            await asyncio.sleep(0.5)
+            last, now = now, await generated()
+    assert now < before + most
+
+
 async def test_an_answer_by_schema_is_valid_json(deployed: Deployed) -> None:
     format_ = {"type": "json_schema", "json_schema": {"name": "paint", "schema": SCHEMA}}
     body = {"messages": QUESTION, "max_tokens": 60, "response_format": format_}
