@@ -25,7 +25,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -79,17 +79,20 @@ def run(
 
     with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
         first = pool.submit(ours, attainment)
-        targets = request_targets(profile.max_ongoing, coarse=len(trace) >= MANY)
-        tried = dict(zip(targets, pool.map(default, targets), strict=True))
+        targets = request_targets(profile.max_ongoing)
+        # A long trace is asked for every third first, then around the best of those.
+        wanted = request_targets(profile.max_ongoing, coarse=len(trace) >= MANY)
+        tried = dict(zip(wanted, pool.map(default, wanted), strict=True))
+        around = targets.index(tuned(tried, attainment))
+        wanted = [one for one in targets[max(0, around - 2) : around + 3] if one not in tried]
+        tried |= dict(zip(wanted, pool.map(default, wanted), strict=True))
     chosen = tuned(tried, attainment)
     reference = tried[chosen]
-    factory, objective = first.result(), attainment
-    _say(f"  factory, told {objective:.2%}: {_line(factory)}")
-    as_told = factory
-    while factory.attainment < reference.attainment and objective < 0.9999:
-        objective = 1 - (1 - objective) * 0.8
-        factory = ours(objective)
-        _say(f"  factory, told {objective:.2%}: {_line(factory)}")
+    as_told = first.result()
+    _say(f"  factory, told {attainment:.2%}: {_line(as_told)}")
+    objective, factory = attain(
+        ours, attainment, as_told, reference.attainment, halvings=0 if len(trace) >= MANY else 3
+    )
     best = clairvoyant(
         trace, profile, slo,
         attainment=factory.attainment, initial=initial, most=most, seed=seed,
@@ -108,6 +111,34 @@ def run(
         "requests": len(trace),
         "target_ttft_ms": round(1000 * ttft_s),
     }
+
+
+def attain(
+    ours: Callable[[float], Result], objective: float, first: Result, wanted: float, halvings: int
+) -> tuple[float, Result]:
+    """The objective that ours must be told to attain `wanted`, and what it does then.
+
+    `first` is what it did with `objective`. The last step up is halved so often again.
+    """
+    below, told, found = objective, objective, first
+
+    def ask(one: float) -> Result:
+        result = ours(one)
+        _say(f"  factory, told {one:.3%}: {_line(result)}")
+        return result
+
+    while found.attainment < wanted and told < 0.9999:
+        below, told = told, 1 - (1 - told) * 0.8
+        found = ask(told)
+    for _ in range(halvings if below < told else 0):
+        middle = (below + told) / 2
+        result = ask(middle)
+        if result.attainment < wanted:
+            below = middle
+        else:
+            told = middle
+            found = min(found, result, key=lambda one: one.replica_hours)
+    return told, found
 
 
 def _figures(result: Result) -> dict[str, Any]:

