@@ -3,6 +3,7 @@
     python -m benchmarks.cold_start                      # about 4 minutes; pulls the model first
     python -m benchmarks.cold_start --model-dir DIR --runs 5 --no-reference
     python -m benchmarks.cold_start --plot cycle.png     # and a picture of the way there and back
+    python -m benchmarks.cold_start --wear               # and a standby that sleeps until replaced
 
 Each run waits until the engine is asleep, asks for a stream, and stops the clock at its first
 chunk. The reference is `ray.serve.llm`'s own deployment of the same model, from its deployment to
@@ -27,18 +28,21 @@ import psutil
 import ray
 import typer
 from ray import serve
+from ray.exceptions import RayError
 
 from factory import config
 from factory.catalog.objects import ObjectStore
 from factory.catalog.pull import pull
 from factory.scaling import Target
-from serve_apps.engine import engine_app
+from serve_apps.engine import MOST_NAPS, engine_app
 from serve_apps.engine_spec import EngineSpec
 from serve_apps.ray_engine import RayEngine
 
 MODEL = "smollm2-135m"
 CORES = 2
 IDLE_S = 3.0
+WEAR_IDLE_S = 0.5
+"""Seconds without a request after which a standby sleeps that is to be worn out."""
 BODY = {
     "messages": [{"role": "user", "content": "Which module copies files?"}],
     "max_tokens": 4,
@@ -59,6 +63,9 @@ def main(
     runs: Annotated[int, typer.Option(min=1, help="Starts of each kind.")] = 3,
     reference: Annotated[bool, typer.Option(help="Also time ray.serve.llm as it comes.")] = True,
     plot: Annotated[Path | None, typer.Option(help="Draw the cycles into this PNG.")] = None,
+    wear: Annotated[
+        bool, typer.Option(help="Also let a standby sleep until another takes over.")
+    ] = False,
 ) -> None:
     """Time cold starts. Example: python -m benchmarks.cold_start --runs 3"""
     if model_dir is not None and not (model_dir / "config.json").is_file():
@@ -77,7 +84,7 @@ def main(
         )
         try:
             serve.start(http_options={"location": "NoServer"})
-            found = asyncio.run(_all(str(path.resolve()), runs, reference, plot))
+            found = asyncio.run(_all(str(path.resolve()), runs, reference, plot, wear))
         finally:
             serve.shutdown()
             ray.shutdown()
@@ -91,7 +98,9 @@ def _pulled(folder: Path) -> Path:
     return pull(settings, MODEL, ObjectStore(folder / "objects")).path
 
 
-async def _all(path: str, runs: int, reference: bool, plot: Path | None) -> dict[str, Any]:
+async def _all(
+    path: str, runs: int, reference: bool, plot: Path | None, wear: bool
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
     cycles: list[Cycle] = []
     target = Target(min_replicas=0, idle_after_s=IDLE_S)
@@ -101,6 +110,9 @@ async def _all(path: str, runs: int, reference: bool, plot: Path | None) -> dict
     standby = EngineSpec(model_id=MODEL, path=path, target=target, standby=True)
     say("a standby")
     found |= await _measure("standby", standby, runs, "standby_", cycles)
+    if wear:
+        say("a standby that sleeps often")
+        found |= await _wear(path)
     if plot is not None:
         draw(cycles, plot)
         say(f"drawn into {plot}")
@@ -164,6 +176,42 @@ async def _measure(
     return found | {
         "engine_import_s": median("engine_import_s"),
         "serve_s": round(statistics.median(serve_s), 2),
+    }
+
+
+async def _wear(path: str) -> dict[str, Any]:
+    """Wake a standby as often as it may sleep; what each sleep leaves, and when another is there.
+
+    Raises `TimeoutError` when none comes.
+    """
+    target = Target(min_replicas=0, idle_after_s=WEAR_IDLE_S)
+    spec = EngineSpec(model_id=MODEL, path=path, target=target, standby=True)
+    app = engine_app(spec, name="wear", cores=CORES)
+    handle = await asyncio.to_thread(serve.run, app, name="wear", route_prefix=None)
+    engine, report = RayEngine(handle), handle.options(method_name="report")
+    first = (await report.remote()).replica
+    left: list[int] = []
+    for nap in range(MOST_NAPS):
+        await _first_token(engine)
+        state = await _asleep(handle.options(method_name="state"))
+        left.append(round(state["rss_bytes"] / 2**20))
+        say(f"  sleep {nap + 1}: {left[-1]} MB")
+    begun = time.perf_counter()
+
+    async def another() -> bool:
+        try:
+            return bool((await report.remote()).replica != first)
+        except RayError:
+            return False
+
+    await _until(another)
+    replaced = time.perf_counter() - begun
+    await _first_token(engine)
+    await asyncio.to_thread(serve.delete, "wear")
+    return {
+        "wear_rss_mb": left,
+        "wear_mb_a_sleep": round((left[-1] - left[1]) / (len(left) - 2), 1),
+        "wear_replaced_after_s": round(replaced, 1),
     }
 
 
@@ -245,14 +293,19 @@ async def _replicas(app: str, wanted: int) -> bool:
     return sum(sum(one.replica_states.values()) for one in deployments) == wanted
 
 
-async def _dozing(state: Any) -> dict[str, float]:
-    """The state of a standby that sleeps, with its share of one core while it does."""
+async def _asleep(state: Any) -> dict[str, float]:
+    """The state of a standby, once it sleeps."""
 
     async def asleep() -> bool:
         return not (await state.remote())["awake"]
 
     await _until(asleep)
-    before = await state.remote()
+    return dict(await state.remote())
+
+
+async def _dozing(state: Any) -> dict[str, float]:
+    """The state of a standby that sleeps, with its share of one core while it does."""
+    before = await _asleep(state)
     await asyncio.sleep(STANDBY_S)
     after = await state.remote()
     return dict(after) | {"cpu_share": (after["cpu_s"] - before["cpu_s"]) / STANDBY_S}

@@ -93,7 +93,8 @@ def simulated(real: dict[str, Floats], profile: Profile) -> tuple[Floats, Floats
     fleet = Fleet(profile, trace, most=1, seed=0)
     fleet.resize(1, now=0.0, at_once=True)
     fleet.advance(float(real["asked"].max()) + 3600)
-    return fleet.first - trace.arrivals, fleet.last - trace.arrivals
+    outside = profile.overhead_s - trace.arrivals
+    return fleet.first + outside, fleet.last + outside
 
 
 def compare(measured: Floats, predicted: Floats) -> dict[str, float]:
@@ -129,6 +130,7 @@ async def run(chosen: argparse.Namespace) -> dict[str, Any]:
                 "per_sequence_s": costs.per_sequence_s,
                 "per_prompt_token_s": costs.per_prompt_token_s,
                 "per_context_token_s": costs.per_context_token_s,
+                "overhead_s": costs.overhead_s,
                 "model": chosen.model,
                 "hardware": f"{os.cpu_count()} CPU cores",
                 "measured": f"{time.strftime('%Y-%m-%d')}, python -m benchmarks.simulator",

@@ -26,6 +26,7 @@ from factory.gateway.engine import Vectors
 from factory.scaling import Target
 from factory.scaling.signals import ReplicaSignals
 from serve_apps.autoscaling import ALWAYS_ONE, replicas
+from serve_apps.engine_stats import Recent
 from serve_apps.loopback import keep_replica_on_loopback
 from serve_apps.ray_engine import translated
 from serve_apps.replica_metrics import EmbeddingMetrics
@@ -119,6 +120,7 @@ class BatchingEncoder:
         self._encoder = encoder
         self._running = self._requests = self._tokens = self._steps = 0
         self._busy_s = 0.0
+        self._took = Recent()
         self.metrics = EmbeddingMetrics()
         """What Prometheus gets."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
@@ -144,17 +146,23 @@ class BatchingEncoder:
             found = await self._embedded(texts)
         finally:
             self._running -= 1
-        self.metrics.request(time.perf_counter() - begun)
+        done = time.perf_counter()
+        self.metrics.request(done - begun)
+        self._took.add(done, (done - begun,))
         return found
 
     def signals(self) -> ReplicaSignals:
-        """The replica's report: tokens as prompt tokens, batches as steps."""
+        """The replica's report: tokens as prompt tokens, batches as steps, and the time to a
+        request's vectors as that to its first token, which the latency target is about."""
+        median, high = self._took.quantiles(time.perf_counter())
         return ReplicaSignals(
             running=self._running,
             requests_total=self._requests,
             prompt_tokens_total=self._tokens,
             steps_total=self._steps,
             busy_s_total=self._busy_s,
+            ttft_p50_s=median,
+            ttft_p95_s=high,
             memory_bytes=psutil.Process().memory_info().rss,
         )
 

@@ -74,13 +74,14 @@ class TierEngine:
         self._ongoing = self._naps = 0
         self._used = time.monotonic()
         self._times: dict[str, float] = {}
+        self._arguments = engine_kwargs(spec)
         begun = time.perf_counter()
         lean.prefetch(Path(spec.path))
-        lean.import_engine(on_cpu=self._on_cpu)
+        eager = bool(self._arguments.get("enforce_eager"))
+        lean.import_engine(on_cpu=self._on_cpu, eager=eager)
         from serve_apps.engine_stats import EngineStats
 
         self._times["engine_import_s"] = time.perf_counter() - begun
-        self._arguments = engine_kwargs(spec)
         self._stats = EngineStats(int(self._arguments["max_num_seqs"]))
         if spec.standby:
             self._dozing = asyncio.create_task(self._doze())

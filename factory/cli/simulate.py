@@ -226,6 +226,7 @@ def profile(
         per_sequence_s=costs.per_sequence_s,
         per_prompt_token_s=costs.per_prompt_token_s,
         per_context_token_s=costs.per_context_token_s,
+        overhead_s=costs.overhead_s,
         max_batch=max_batch,
         max_ongoing=max_batch,
         kv_tokens=kv_tokens,

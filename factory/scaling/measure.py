@@ -3,7 +3,8 @@
     samples = asyncio.run(measure(client, "smollm2-135m", max_model_len=1024))
 
 Any OpenAI-compatible server will do. Every prompt is new, so that no cache answers, and requests of
-a batch begin together. The engine should have nothing else to do meanwhile.
+a batch begin together. Prompts are also measured beside answers that are under way, as most of them
+arrive in production. The engine should have nothing else to do meanwhile.
 """
 
 from __future__ import annotations
@@ -28,11 +29,17 @@ DEEP, DEEP_BATCHES = 400, (4, 12)
 """Words of long prompts, and how many of them run together, for the cost of their context."""
 ANSWER = 48
 """Tokens of an answer while batches are measured."""
+LONG_ANSWER, SETTLE_S = 160, 1.0
+"""Tokens of the answers beside which prompts are measured, and seconds for those to get going."""
 SHORT = 48
 """Words of a prompt meanwhile; a few of the lengths below are measured alone."""
 LENGTHS = (32, 128, 320, 640)
 """Words of prompts whose time to first token is measured, as far as the context allows."""
+BESIDE = (2, 6)
+"""Answers under way while a prompt of each length is measured once more."""
 REPEATS = 3
+"""Times of what is over soon: single prompts, and batches up to `FEW`."""
+FEW = 8
 WORDS = [
     "river",
     "stone",
@@ -79,9 +86,16 @@ async def measure(
             progress(f"prompts of {length} words, alone")
             alone = [await _together(client, model, 1, length, 8, words) for _ in range(REPEATS)]
             samples.append(_middle(alone))
+            for beside in BESIDE:
+                progress(f"prompts of {length} words beside {beside} answers")
+                samples += await _beside(client, model, beside, length, words)
         for running in batches:
             progress(f"{running} requests together")
-            samples.append(await _together(client, model, running, SHORT, ANSWER, words))
+            times = REPEATS if running <= FEW else 1
+            several = [
+                await _together(client, model, running, SHORT, ANSWER, words) for _ in range(times)
+            ]
+            samples.append(sorted(several, key=lambda one: one.inter_token_s)[times // 2])
         for running in DEEP_BATCHES if max_model_len >= DEEP * 2 + ANSWER else ():
             progress(f"{running} requests of {DEEP} words together")
             samples.append(await _together(client, model, running, DEEP, ANSWER, words))
@@ -119,6 +133,51 @@ async def _together(
         ttft_s=median(firsts),
         inter_token_s=sum(gaps) / len(gaps) if gaps else 0.0,
     )
+
+
+async def _beside(
+    client: AsyncOpenAI, model: str, beside: int, length: int, words: random.Random
+) -> list[Sample]:
+    """Prompts that arrive one after the other while `beside` answers are under way."""
+    going = asyncio.gather(
+        *(
+            _stream(client, model, " ".join(words.choices(WORDS, k=SHORT)), LONG_ANSWER)
+            for _ in range(beside)
+        )
+    )
+    try:
+        # The others' prompts first: as long as they take together, and some steps more.
+        await asyncio.sleep(SETTLE_S)
+        asked = []
+        for _ in range(REPEATS):
+            at = time.perf_counter()
+            times, prompt, _ = await _stream(
+                client, model, " ".join(words.choices(WORDS, k=length)), 1
+            )
+            asked.append((at, times[0] - at, prompt))
+        answers = await going
+    finally:
+        going.cancel()
+    found = []
+    for at, took, prompt in asked:
+        # Only while all of the others were at it.
+        if all(times[0] <= at and at + took <= times[-1] for times, _, _ in answers):
+            done = [
+                their + generated * (at - times[0]) / (times[-1] - times[0])
+                for times, their, generated in answers
+            ]
+            found.append(
+                Sample(
+                    running=1,
+                    prompt=prompt,
+                    generated=1,
+                    ttft_s=took,
+                    inter_token_s=0.0,
+                    beside=beside,
+                    context=sum(done),
+                )
+            )
+    return [_middle(found)] if found else []
 
 
 async def _stream(

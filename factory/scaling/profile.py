@@ -4,7 +4,7 @@
     profile.step_s(running=16, prompt_tokens=0, context=8000)      # 0.11
 
 A step of continuous batching computes a token for every running request and a piece of waiting
-prompts. Its time is nearly linear in all of it, and `fit` finds the four costs from measured
+prompts. Its time is nearly linear in all of it, and `fit` finds the costs from measured
 requests. `factory profile MODEL` measures a running engine.
 """
 
@@ -41,6 +41,8 @@ class Profile(BaseModel):
     """Seconds more for every prompt token in the step."""
     per_context_token_s: float = Field(default=0.0, ge=0, lt=1)
     """Seconds more for every token of context that the running requests hold."""
+    overhead_s: float = Field(default=0.0, ge=0, lt=60)
+    """Seconds that a request spends outside of steps: gateway, tokens, network."""
     max_batch: int = Field(gt=0, le=4096)
     """Requests that run at once."""
     max_ongoing: int = Field(gt=0, le=100_000)
@@ -65,9 +67,8 @@ class Profile(BaseModel):
 
     def alone_s(self, prompt: float) -> float:
         """Time to first token of a prompt on an idle replica."""
-        return self.per_step_s * max(1.0, prompt / self.step_tokens) + (
-            self.per_prompt_token_s * prompt
-        )
+        steps = self.per_step_s * max(1.0, prompt / self.step_tokens)
+        return self.overhead_s + steps + self.per_prompt_token_s * prompt
 
     @classmethod
     def read(cls, path: Path) -> Profile:
@@ -110,16 +111,21 @@ class Sample:
     """Median time to first token."""
     inter_token_s: float
     """Median time between two tokens once all of them ran."""
+    beside: float = 0.0
+    """Answers that were under way already when these requests came."""
+    context: float = 0.0
+    """Tokens of context that those held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """The four costs that `fit` finds, in seconds."""
+    """The costs that `fit` finds, in seconds."""
 
     per_step_s: float
     per_sequence_s: float
     per_prompt_token_s: float
     per_context_token_s: float
+    overhead_s: float
     error: float
     """Mean relative error of the fitted step times."""
 
@@ -127,8 +133,10 @@ class Costs:
 def fit(samples: Sequence[Sample]) -> Costs:
     """The costs behind the measurements, by non-negative least squares on relative errors.
 
-    Decoding gives (step, sequence, context); the time to first token of requests that were alone
-    then gives the prompt token. Raises `ScalingError` when the measurements do not determine them.
+    Decoding gives (step, sequence, context). A request that comes by itself then waits for half a
+    step of the answers under way, and for the step that computes its prompt beside them; what is
+    left of its time to first token is a line in its length: the cost of a prompt token, and what
+    it spends outside of steps. Raises `ScalingError` when the measurements do not determine them.
     """
     decoding = [one for one in samples if one.inter_token_s > 0]
     alone = [one for one in samples if one.running == 1 and one.ttft_s > 0]
@@ -141,11 +149,11 @@ def fit(samples: Sequence[Sample]) -> Costs:
     )
     times = np.array([one.inter_token_s for one in decoding])
     (step, sequence, context), _ = nnls(rows / times[:, None], np.ones(len(times)))
-    lengths = np.array([one.prompt for one in alone])
     firsts = np.array([one.ttft_s for one in alone])
-    # The overhead of a request outside the engine is not the engine's: let it be free.
-    design = np.stack([np.ones(len(alone)), lengths], axis=1)
-    (_, prompt), _ = nnls(design / firsts[:, None], np.ones(len(alone)))
+    busy = np.array([[1.0, one.beside, one.context] for one in alone]) @ [step, sequence, context]
+    left = firsts - busy * np.where([one.beside > 0 for one in alone], 1.5, 1.0)
+    design = np.array([[1.0, one.prompt] for one in alone])
+    (overhead, prompt), _ = nnls(design / firsts[:, None], left / firsts)
     if step <= 0 or prompt <= 0:
         raise ScalingError("the measurements are too noisy for a profile; measure a quiet machine")
     fitted = rows @ np.array([step, sequence, context])
@@ -154,5 +162,6 @@ def fit(samples: Sequence[Sample]) -> Costs:
         per_sequence_s=float(sequence),
         per_prompt_token_s=float(prompt),
         per_context_token_s=float(context),
+        overhead_s=float(overhead),
         error=float(np.mean(np.abs(fitted - times) / times)),
     )

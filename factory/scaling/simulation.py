@@ -214,7 +214,7 @@ def _result(
     decisions: list[tuple[float, int, tuple[str, ...]]],
     timeline: NDArray[np.float64],
 ) -> Result:
-    first = fleet.first - trace.arrivals
+    first = fleet.first - trace.arrivals + profile.overhead_s
     with np.errstate(invalid="ignore"):
         gaps = (fleet.last - fleet.first) / np.maximum(trace.generated - 1, 1)
     gaps = np.where(np.isnan(gaps), np.inf, gaps)

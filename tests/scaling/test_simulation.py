@@ -16,7 +16,15 @@ from factory.scaling.errors import ScalingError
 from factory.scaling.fleet import Fleet
 from factory.scaling.profile import Profile, Sample, fit
 from factory.scaling.serve_default import ServeDefault
-from factory.scaling.simulation import Ours, Plan, Slo, busy_seconds, initial_replicas, simulate
+from factory.scaling.simulation import (
+    Ours,
+    Plan,
+    Result,
+    Slo,
+    busy_seconds,
+    initial_replicas,
+    simulate,
+)
 from factory.scaling.trace import Trace
 
 
@@ -143,6 +151,58 @@ def test_the_costs_of_a_known_replica_are_found_again(profile: Profile) -> None:
     assert costs.per_prompt_token_s == pytest.approx(profile.per_prompt_token_s, rel=0.01)
     with pytest.raises(ScalingError, match="two batch sizes"):
         fit(samples[:3])
+
+
+def test_what_happens_outside_of_steps_is_told_from_the_prompt_beside_others(
+    profile: Profile,
+) -> None:
+    slow = profile.model_copy(update={"overhead_s": 0.06})
+    decoding = [
+        Sample(
+            running=running,
+            prompt=64,
+            generated=64,
+            ttft_s=0.0,
+            inter_token_s=slow.step_s(running=running, prompt_tokens=0, context=0),
+        )
+        for running in (1, 2, 4, 8)
+    ]
+    arriving = [
+        Sample(
+            running=1,
+            prompt=prompt,
+            generated=1,
+            ttft_s=slow.alone_s(prompt)
+            if not beside
+            else slow.overhead_s
+            + slow.step_s(running=beside, prompt_tokens=0, context=0) / 2
+            + slow.step_s(running=beside, prompt_tokens=prompt, context=0),
+            inter_token_s=0.0,
+            beside=beside,
+        )
+        for prompt in (64, 256, 448)
+        for beside in (0, 2, 6)
+    ]
+
+    costs = fit([*decoding, *arriving])
+
+    assert costs.overhead_s == pytest.approx(0.06, rel=0.01)
+    assert costs.per_prompt_token_s == pytest.approx(slow.per_prompt_token_s, rel=0.01)
+
+
+def test_overhead_delays_answers_and_costs_no_replica_time(profile: Profile) -> None:
+    trace = Trace.of(np.array([0.0, 5.0]), np.array([64, 64]), np.array([8, 8]))
+
+    def run(overhead: float) -> Result:
+        slow = profile.model_copy(update={"overhead_s": overhead})
+        plan = Plan(np.array([1]), 1.0)
+        return simulate(trace, slow, plan, Slo(ttft_s=1), initial=1, most=1)
+
+    none, some = run(0.0), run(0.25)
+
+    assert some.ttft_p50_s == pytest.approx(none.ttft_p50_s + 0.25)
+    assert some.inter_token_p50_s == pytest.approx(none.inter_token_p50_s)
+    assert some.replica_hours == none.replica_hours
 
 
 def test_a_trace_is_read_whatever_its_order_and_clock(tmp_path: Path) -> None:

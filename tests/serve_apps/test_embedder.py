@@ -68,6 +68,7 @@ async def test_callers_share_batches_and_get_their_own_vectors() -> None:
     assert (found.requests_total, found.prompt_tokens_total) == (20, 40)
     assert (found.steps_total, found.running) == (len(encoder.batches), 0)
     assert found.memory_bytes > 0
+    assert 0 < found.ttft_p50_s <= found.ttft_p95_s
 
 
 @pytest.mark.usefixtures("replica")
