@@ -96,9 +96,10 @@ async def measure(
                 await _together(client, model, running, SHORT, ANSWER, words) for _ in range(times)
             ]
             samples.append(sorted(several, key=lambda one: one.inter_token_s)[times // 2])
-        for running in DEEP_BATCHES if max_model_len >= DEEP * 2 + ANSWER else ():
+        for running in DEEP_BATCHES if max_model_len >= DEEP * 2 + LONG_ANSWER else ():
             progress(f"{running} requests of {DEEP} words together")
-            samples.append(await _together(client, model, running, DEEP, ANSWER, words))
+            # Long answers: the first must not be over before the last prompt is computed.
+            samples.append(await _together(client, model, running, DEEP, LONG_ANSWER, words))
     except openai.OpenAIError as error:
         raise ScalingError(f"the engine of '{model}' does not answer: {error}") from error
     return samples
