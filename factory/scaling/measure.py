@@ -33,7 +33,7 @@ LONG_ANSWER, SETTLE_S = 160, 1.0
 """Tokens of the answers beside which prompts are measured, and seconds for those to get going."""
 SHORT = 48
 """Words of a prompt meanwhile; a few of the lengths below are measured alone."""
-LENGTHS = (32, 128, 320, 640)
+LENGTHS = (32, 128, 460, 1000)
 """Words of prompts whose time to first token is measured, as far as the context allows."""
 BESIDE = (2, 6)
 """Answers under way while a prompt of each length is measured once more."""
