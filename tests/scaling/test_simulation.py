@@ -160,12 +160,13 @@ def test_what_happens_outside_of_steps_is_told_from_the_prompt_beside_others(
     decoding = [
         Sample(
             running=running,
-            prompt=64,
+            prompt=prompt,
             generated=64,
             ttft_s=0.0,
             inter_token_s=slow.step_s(running=running, prompt_tokens=0, context=0),
         )
         for running in (1, 2, 4, 8)
+        for prompt in (64, 256)
     ]
     arriving = [
         Sample(
