@@ -90,9 +90,7 @@ def run(
     reference = tried[chosen]
     as_told = first.result()
     _say(f"  factory, told {attainment:.2%}: {_line(as_told)}")
-    objective, factory = attain(
-        ours, attainment, as_told, reference.attainment, halvings=0 if len(trace) >= MANY else 3
-    )
+    objective, factory = attain(ours, attainment, as_told, reference.attainment, halvings=3)
     best = clairvoyant(
         trace, profile, slo,
         attainment=factory.attainment, initial=initial, most=most, seed=seed,
