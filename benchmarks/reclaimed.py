@@ -30,6 +30,7 @@ from factory import Factory
 from factory.cluster import meter
 from factory.cluster.clouds.notice import Notice, drain
 from factory.cluster.local import Cluster
+from factory.cluster.queue import submission
 from factory.cluster.queue.eligibility import nusd_per_hour
 from factory.cluster.queue.store import Queue, QueuedJob
 from factory.config import Settings
@@ -198,6 +199,7 @@ def _story(
     def stepped(step: int) -> bool:
         now = queue.get(job.id)
         if now.done:
+            say(submission.logs(settings, factory.ledger, job.id)[-3000:])
             raise RuntimeError(f"the job ended as {now.state}: {now.reason}")
         return any(point["step"] >= step for point in run.points())
 

@@ -84,20 +84,21 @@ def watch(settings: Settings, *, interval_s: float = INTERVAL_S) -> None:
         clock = resumed(counted(ledger))
         due = 0.0
         while (cluster := local.current(settings)) is not None:
-            if sleepers is None:
-                sleepers = Sleepers(settings, ledger, cluster)
             try:
                 # Read before it looks: what is seen alive was alive until then.
                 now, steady = datetime.now(UTC), time.monotonic()
                 nodes = seen(cluster, settings.pools, settings.models)
-                sleepers.look(nodes, now)
                 if steady >= due:
                     look(ledger, nodes, settings.pools, now)
                     clock, _ = beat(ledger, clock, nodes, settings.pools, wall=now, steady=steady)
                     due = steady + interval_s
-            except (ClusterError, LedgerUnavailable) as error:
+                if sleepers is None:
+                    sleepers = Sleepers(settings, ledger, cluster)
+                sleepers.look(nodes, now)
+            except (ClusterError, LedgerUnavailable, OSError) as error:
                 print(f"meter: {error}", file=sys.stderr, flush=True)
-            time.sleep(min(LOOK_S, interval_s) if sleepers.any else interval_s)
+            may_sleep = sleepers is not None and sleepers.any
+            time.sleep(min(LOOK_S, interval_s) if may_sleep else interval_s)
     finally:
         if sleepers is not None:
             sleepers.close(datetime.now(UTC))
