@@ -145,7 +145,7 @@ def ray_cluster() -> Iterator[None]:
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+        ray.init(namespace=os.environ.get("RAY_NAMESPACE"), **quiet)
     else:
         cpus = len(os.sched_getaffinity(0))
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)

@@ -47,7 +47,7 @@ import ray
 
 home = Path(os.environ["FACTORY_HOME"])
 selector = json.loads(os.environ["FACTORY_LABEL_SELECTOR"])
-ray.init(log_to_driver=False)
+ray.init(log_to_driver=False, namespace=os.environ["RAY_NAMESPACE"])
 
 
 def note(file, what):
@@ -61,7 +61,8 @@ class Run:
         saved = home / "step"
         self.step = int(saved.read_text()) if saved.exists() else 0
         node = ray.get_runtime_context().get_node_id()
-        note("starts", {"node": node, "step": self.step, "at": time.time()})
+        team = ray.get_runtime_context().namespace
+        note("starts", {"node": node, "step": self.step, "at": time.time(), "team": team})
 
     def advance(self):
         self.step += 1
@@ -212,6 +213,7 @@ def test_serving_holds_the_job_goes_on_and_the_bill_is_right_when_spot_goes(
         until(lambda: len(_starts(home)) > 1, "the second start")
         until(lambda: first not in pools(head, settings), "the end of the first node")
         second = _starts(home)[1]
+        assert second["team"] == "default"
         assert second["node"] != first
         assert second["step"] > 5
         assert pools(head, settings)[second["node"]] == "spot"

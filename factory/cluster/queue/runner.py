@@ -30,6 +30,8 @@ JOB_ID = "FACTORY_JOB_ID"
 SIZE = "FACTORY_JOB_SIZE"
 """JSON of what the job is counted as, in quotas and charges: workers, and a worker's CPUs and GPUs.
 A run takes this much and no more."""
+NAMESPACE = "RAY_NAMESPACE"
+"""Ray's own name for the namespace a driver joins: the team's, so named actors of teams stay apart."""
 SELECTOR = "FACTORY_LABEL_SELECTOR"
 """JSON of Ray's `label_selector` for the job's workers."""
 _Node = tuple[dict[str, str], dict[str, float], dict[str, float]]
@@ -110,6 +112,7 @@ class RayRunner:
         env[JOB_ID] = job.id
         size = {"workers": job.spec.workers, "cpus": job.spec.cpus, "gpus": job.spec.gpus}
         env[SIZE] = json.dumps(size)
+        env[NAMESPACE] = job.spec.team
         env["RAY_JOB_STOP_WAIT_TIME_S"] = str(self._settings.jobs.stop_grace_s)
         if pool in self._labelled():
             zone = {} if job.zone is None else {ZONE_LABEL: job.zone}
