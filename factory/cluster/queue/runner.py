@@ -31,7 +31,7 @@ SIZE = "FACTORY_JOB_SIZE"
 """JSON of what the job is counted as, in quotas and charges: workers, and a worker's CPUs and GPUs.
 A run takes this much and no more."""
 NAMESPACE = "RAY_NAMESPACE"
-"""Ray's own name for the namespace a driver joins: the team's, so named actors of teams stay apart."""
+"""Ray's own name for the namespace a driver joins: its team's, so that named actors stay apart."""
 SELECTOR = "FACTORY_LABEL_SELECTOR"
 """JSON of Ray's `label_selector` for the job's workers."""
 _Node = tuple[dict[str, str], dict[str, float], dict[str, float]]
