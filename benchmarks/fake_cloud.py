@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil
 import yaml
+from ray._private import ray_constants
 from ray.autoscaler._private.fake_multi_node.node_provider import (
     FAKE_HEAD_NODE_ID,
     FakeMultiNodeProvider,
@@ -87,6 +88,21 @@ def on_core(core: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+@contextmanager
+def own_disk() -> Iterator[None]:
+    """What this thread starts meanwhile unpacks the code of jobs into a folder of its own.
+
+    Machines share no disk: in Ray's one folder a session a node that joins, or goes, takes away
+    what the jobs of all others are running from.
+    """
+    before = ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME
+    ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME = f"{before}-{SystemRandom().randrange(2**32):08x}"
+    try:
+        yield
+    finally:
+        ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME = before
+
+
 class FakeCloud(FakeMultiNodeProvider):  # type: ignore[misc]
     """One cloud. Its nodes are raylets on this machine."""
 
@@ -135,7 +151,7 @@ class FakeCloud(FakeMultiNodeProvider):  # type: ignore[misc]
                 "An error occurred (InsufficientInstanceCapacity) when calling the RunInstances "
                 "operation: There is no Spot capacity available that matches your request."
             )
-        with _STARTING, on_core(self.provider_config.get("core")):
+        with _STARTING, own_disk(), on_core(self.provider_config.get("core")):
             super().create_node_with_resources_and_labels(
                 node_config, tags, count, resources, labels
             )

@@ -292,6 +292,7 @@ def _bill(factory: Factory, head: Cluster, job: QueuedJob) -> dict[str, Any]:
     assert job.ended_at is not None
     ran = (job.ended_at - job.started_at).total_seconds()
     return {
+        "job_attempts": job.attempt,
         "job_seconds": round(ran, 1),
         "job_charged_nusd": job.cost_nusd,
         "job_expected_nusd": round(ran / 3600 * nusd_per_hour(settings.pools["spot"], job.spec)),

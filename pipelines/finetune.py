@@ -139,10 +139,6 @@ def ray_cluster() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Before this job is known to all nodes: one that shares a folder with this one unpacks the
-    # job's code there anew, and while it does, nothing can be imported from it.
-    from factory.training import backend  # noqa: F401
-
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(namespace=os.environ.get("RAY_NAMESPACE"), **quiet)
