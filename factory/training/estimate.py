@@ -239,7 +239,7 @@ def estimate(
     flops_per_core: float,
     cores: int,
     pools: Mapping[str, OwnPool | RentedPool],
-    beside: Beside = Beside(),  # noqa: B008
+    beside: Beside = Beside(),
 ) -> Estimate:
     """What a run takes here and in each pool; a worker has a node of the pool to itself.
 
