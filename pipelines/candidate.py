@@ -27,6 +27,28 @@ from factory.training import dataset
 from factory.training.screening import asked
 
 
+def find_case(
+    settings: Settings,
+    store: ObjectStore,
+    name: str,
+    *,
+    adapter: str | None,
+    suite: Path | None,
+    limit: int | None,
+    seed: int,
+) -> tuple[Suite, Object, str, Object]:
+    """The suite, the candidate, and catalog name and weights of what it was made from.
+
+    Raises `SuiteError` or `EvaluationError`.
+    """
+    questions = find_suite(store, name, suite)
+    if limit is not None:
+        questions = questions.sample(limit, seed)
+    refuse_generated(store, questions)
+    tuned = find_adapter(store, name, adapter)
+    return questions, tuned, *find_base(settings, store, name, tuned)
+
+
 def find_suite(store: ObjectStore, name: str, path: Path | None) -> Suite:
     """The suite at `path`, or the newest stored one of that name. Raises `SuiteError`."""
     if path is not None:

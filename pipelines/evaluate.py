@@ -36,14 +36,7 @@ from factory.ledger.store import open_ledger
 from factory.registry.versions import WEIGHTS, Registry
 from factory.training import estimate
 from factory.training.config import TrainConfig
-from pipelines.candidate import (
-    answerer_of,
-    find_adapter,
-    find_base,
-    find_suite,
-    lineage_of,
-    refuse_generated,
-)
+from pipelines.candidate import answerer_of, find_case, lineage_of
 from pipelines.closing import closed, gate_code
 from pipelines.finetune import to_stderr
 from pipelines.verdict import Verdict
@@ -75,12 +68,9 @@ def evaluate(
     Raises `EvaluationError`, `SuiteError`, `CatalogError` or `RegistryError`.
     """
     store = ObjectStore(settings.objects)
-    questions = find_suite(store, name, suite)
-    if limit is not None:
-        questions = questions.sample(limit, seed)
-    refuse_generated(store, questions)
-    tuned = find_adapter(store, name, adapter)
-    model, base = find_base(settings, store, name, tuned)
+    questions, tuned, model, base = find_case(
+        settings, store, name, adapter=adapter, suite=suite, limit=limit, seed=seed
+    )
     lineage = lineage_of(tuned, model, base, questions, env)
 
     def judged(who: str, weights: Object, catalog: str, wearing: Path | None = None) -> Judged:
@@ -151,11 +141,9 @@ def dry_run(
     from transformers import AutoTokenizer
 
     store = ObjectStore(settings.objects)
-    questions = find_suite(store, name, suite)
-    questions = questions if limit is None else questions.sample(limit, seed)
-    refuse_generated(store, questions)
-    tuned = find_adapter(store, name, adapter)
-    model, base = find_base(settings, store, name, tuned)
+    questions, tuned, model, base = find_case(
+        settings, store, name, adapter=adapter, suite=suite, limit=limit, seed=seed
+    )
     whole = tuned.kind == WEIGHTS
 
     def answers(weights: Object, catalog: str, wearing: Path | None) -> TransformersAnswerer:
